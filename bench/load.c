@@ -1,0 +1,802 @@
+/*
+ * Load for the benchmarks: one program that is either the origin or the client of a run.
+ *
+ * It must cost next to nothing, or it and not the proxy is measured: bulk bytes leave by sendfile
+ * from a memfd and are swallowed by recv(MSG_TRUNC), so neither end ever touches a payload byte;
+ * latencies go into a histogram of fixed size; nothing is allocated per session.
+ *
+ *     load origin
+ *         Listens on a few ports of 127.0.2.1 .. 127.0.2.16, prints them as one JSON object, lives
+ *         until stdin closes.
+ *
+ *     load client --source P --sink P --echo P --count P [--socks P] [--down N] [--up N] [--rr N]
+ *     [--bytes B]
+ *                 [--conn K] [--rst] [--idle N] [--garbage RATE] [--seconds S] [--warmup S]
+ *         Opens what was asked for and keeps it busy from one loop. To see what one load does to
+ *         another, run each as a client of its own with an origin of its own: in one loop they wait
+ *         for each other whatever the proxy does (measured: 8 ping-pongs beside 16 handshakes, no
+ *         proxy, 11,000 a second in one loop and 50,000 in two). With --socks every session starts
+ *         with a SOCKS5 CONNECT to the proxy at 127.0.0.1; without it the ports are connected to as
+ *         they are. Prints "begin" and "end" around what is counted, then the figures as one JSON
+ *         object. With --idle it prints "ready" when all sessions stand and holds them until stdin
+ *         closes, --seconds at most.
+ *
+ * A session's steps: CONNECTING -> GREETED (05 01 00 sent) -> ASKED (CONNECT sent) -> OPEN; any of
+ * them -> FAILED, which is counted by cause and tried again a tick later. Without --socks it goes
+ * from CONNECTING to OPEN.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+enum {
+    MAX_FDS = 20000,
+    BATCH = 256,             /* events taken per epoll_wait */
+    CHUNK = 256 * 1024,      /* bulk bytes moved per turn: small enough that a ping-pong beside it is not kept waiting */
+    MAX_MESSAGE = 16 * 1024, /* always fits a loopback socket's buffer, so the echo never has to hold anything back */
+};
+
+/* One address pair has some 55,000 ports, and each short connection blocks one for a minute: both
+ * legs spread. */
+enum { TARGETS = 16, SOURCES = 32 };
+
+static const uint32_t PROXY_HOST = 0x7f000001;  /* 127.0.0.1 */
+static const uint32_t SOURCE_HOST = 0x7f000101; /* 127.0.1.1 and on */
+static const uint32_t TARGET_HOST = 0x7f000201; /* 127.0.2.1 and on */
+
+static int poller;
+static int bulk_file;
+static char scratch[MAX_MESSAGE];
+
+static void die(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+static void die(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "load: ");
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(1);
+}
+
+static uint64_t clock_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static struct sockaddr_in address(uint32_t host, int port) {
+    return (struct sockaddr_in){
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(host)};
+}
+
+static bool would_block(ssize_t result) {
+    return result < 0 && (errno == EAGAIN || errno == EINTR);
+}
+
+static void watch(int operation, int fd, uint32_t events, uint64_t data) {
+    struct epoll_event event = {.events = events, .data.u64 = data};
+    if (epoll_ctl(poller, operation, fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
+}
+
+static ssize_t send_bulk(int fd) {
+    return sendfile(fd, bulk_file, &(off_t){0}, CHUNK);
+}
+
+static ssize_t swallow(int fd) {
+    return recv(fd, NULL, CHUNK, MSG_TRUNC);
+}
+
+static void prepare(void) {
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max < MAX_FDS ? limit.rlim_max : MAX_FDS;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    signal(SIGPIPE, SIG_IGN);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    poller = epoll_create1(EPOLL_CLOEXEC);
+    bulk_file = memfd_create("bulk", MFD_CLOEXEC);
+    if (poller < 0 || bulk_file < 0 || ftruncate(bulk_file, CHUNK) < 0) die("setup: %s", strerror(errno));
+    /* Holes would be allocated at every read; written once, the pages stay. */
+    for (int at = 0; at < CHUNK; at += MAX_MESSAGE)
+        if (pwrite(bulk_file, scratch, MAX_MESSAGE, at) < 0) die("memfd: %s", strerror(errno));
+}
+
+/* ----------------------------------------------------------------------------------- the origin */
+
+/*
+ * A connection's role is looked up by its descriptor, and a role just tries its one piece of I/O,
+ * whatever the event said: an event that outlived its descriptor within a batch then finds EAGAIN
+ * and does no harm. A role returns what its last call returned: above 0 all is well, 0 or an error
+ * (other than EAGAIN) closes.
+ */
+static uint64_t swallowed;
+
+static ssize_t serve_source(int fd) {
+    return send_bulk(fd);
+}
+
+static ssize_t serve_sink(int fd) {
+    ssize_t got = swallow(fd);
+    if (got > 0) swallowed += (uint64_t)got;
+    return got;
+}
+
+static ssize_t serve_echo(int fd) {
+    ssize_t got = recv(fd, scratch, sizeof scratch, 0);
+    if (got <= 0) return got;
+    return send(fd, scratch, (size_t)got, 0) == got ? got : 0;
+}
+
+/* What the sink has received so far: how a client that sends learns what arrived. Never asked
+ * through a proxy. */
+static ssize_t serve_count(int fd) {
+    ssize_t got = recv(fd, scratch, 1, 0);
+    return got <= 0 ? got : send(fd, &swallowed, sizeof swallowed, 0);
+}
+
+static const struct role {
+    const char *name;
+    ssize_t (*serve)(int fd);
+    uint32_t events;
+} roles[] = {
+    {"source", serve_source, EPOLLOUT},
+    {"sink", serve_sink, EPOLLIN},
+    {"echo", serve_echo, EPOLLIN},
+    {"count", serve_count, EPOLLIN},
+};
+
+static const struct role *role_of[MAX_FDS];
+static bool listening[MAX_FDS];
+
+static int listen_on(uint32_t host, int port) {
+    struct sockaddr_in local = address(host, port);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
+    if (bind(fd, (struct sockaddr *)&local, sizeof local) < 0 || listen(fd, 4096) < 0)
+        die("listening on port %d: %s", port, strerror(errno));
+    return fd;
+}
+
+static int port_of(int fd) {
+    struct sockaddr_in local;
+    socklen_t size = sizeof local;
+    getsockname(fd, (struct sockaddr *)&local, &size);
+    return ntohs(local.sin_port);
+}
+
+static void accept_from(int listener) {
+    for (int i = 0; i < BATCH; i++) {
+        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0) return;
+        role_of[fd] = role_of[listener];
+        listening[fd] = false;
+        watch(EPOLL_CTL_ADD, fd, role_of[fd]->events, (uint64_t)fd);
+    }
+}
+
+static void run_origin(void) {
+    printf("{");
+    for (size_t i = 0; i < COUNT(roles); i++) {
+        int port = 0;
+        for (uint32_t n = 0; n < TARGETS; n++) {
+            int fd = listen_on(TARGET_HOST + n, port);
+            port = port_of(fd);
+            role_of[fd] = &roles[i];
+            listening[fd] = true;
+            watch(EPOLL_CTL_ADD, fd, EPOLLIN, (uint64_t)fd);
+        }
+        printf("%s\"%s\": %d", i ? ", " : "", roles[i].name, port);
+    }
+    printf("}\n");
+    watch(EPOLL_CTL_ADD, STDIN_FILENO, EPOLLIN, STDIN_FILENO);
+
+    for (;;) {
+        struct epoll_event events[BATCH];
+        int ready = epoll_wait(poller, events, BATCH, -1);
+        for (int i = 0; i < ready; i++) {
+            int fd = (int)events[i].data.u64;
+            if (fd == STDIN_FILENO) {
+                if (read(fd, scratch, sizeof scratch) <= 0) return;
+            } else if (listening[fd]) {
+                accept_from(fd);
+            } else {
+                ssize_t done = role_of[fd]->serve(fd);
+                if (done <= 0 && !would_block(done)) close(fd);
+            }
+        }
+    }
+}
+
+/* -------------------------------------------------------------------------- the client: figures */
+
+/*
+ * Latencies: 64 buckets to each power of two, so a percentile is off by at most 1.6 %, from 1 ns to
+ * ages.
+ */
+enum { FINE = 64, FINE_BITS = 6, BUCKETS = (64 - FINE_BITS + 1) * FINE };
+
+struct histogram {
+    uint64_t count, longest;
+    uint64_t buckets[BUCKETS];
+};
+
+static void note(struct histogram *seen, uint64_t ns) {
+    unsigned shift = ns < FINE ? 0 : 63 - FINE_BITS - (unsigned)__builtin_clzll(ns);
+    seen->buckets[(shift << FINE_BITS) + (ns >> shift)]++;
+    seen->count++;
+    if (ns > seen->longest) seen->longest = ns;
+}
+
+static double percentile_us(const struct histogram *seen, double share) {
+    uint64_t wanted = (uint64_t)((double)seen->count * share), passed = 0;
+    for (unsigned i = 0; i < BUCKETS; i++) {
+        passed += seen->buckets[i];
+        if (passed <= wanted) continue;
+        /* The inverse of note(): from the second power of two on, an index carries its shift plus
+         * one. */
+        unsigned shift = i < 2 * FINE ? 0 : i / FINE - 1;
+        return (double)((uint64_t)(i - shift * FINE) << shift) / 1000.0;
+    }
+    return 0;
+}
+
+enum trouble { REFUSED, RESET, CLOSED, DENIED, NOT_SOCKS, TIMED_OUT, NO_PORT, NO_DESCRIPTOR, OTHER, TROUBLES };
+static const char *const trouble_names[] = {
+    "refused", "reset", "closed", "denied", "not_socks", "timed_out", "no_port", "no_descriptor", "other"};
+static uint64_t troubles[TROUBLES];
+
+static const struct {
+    int error;
+    enum trouble trouble;
+} trouble_of[] = {
+    {ECONNREFUSED, REFUSED},  {ECONNRESET, RESET},   {EPIPE, RESET},         {ETIMEDOUT, TIMED_OUT},
+    {EADDRNOTAVAIL, NO_PORT}, {EADDRINUSE, NO_PORT}, {EMFILE, NO_DESCRIPTOR}, {ENFILE, NO_DESCRIPTOR},
+};
+
+static enum trouble trouble_by_errno(void) {
+    for (size_t i = 0; i < COUNT(trouble_of); i++)
+        if (trouble_of[i].error == errno) return trouble_of[i].trouble;
+    return OTHER;
+}
+
+/* ------------------------------------------------------------------------- the client: sessions */
+
+enum kind { DOWN, UP, RR, IDLE, CONN, GARBAGE, KINDS };
+enum step { UNUSED, CONNECTING, GREETED, ASKED, OPEN, FAILED };
+
+enum { MAX_SESSIONS = 15000, GARBAGE_SLOTS = 8000, REPLY_ROOM = 22 };
+
+struct session {
+    int fd;
+    uint8_t kind, step;
+    uint8_t got_reply;         /* bytes of the proxy's current answer read so far */
+    uint8_t reply[REPLY_ROOM]; /* the longest reply to an IPv4 CONNECT that still makes sense: one with IPv6 in it */
+    uint32_t sent, got;        /* of the message under way */
+    uint32_t number;           /* of this connection, among all: decides addresses and which garbage it is */
+    uint64_t began;            /* what is being timed: the round trip, or the session since its connect() */
+};
+
+static struct group {
+    const char *name;
+    int wanted, open;
+    uint64_t bytes;
+    struct histogram latency;
+} groups[KINDS] = {{.name = "down"}, {.name = "up"},   {.name = "rr"},
+                   {.name = "idle"}, {.name = "conn"}, {.name = "garbage"}};
+
+static struct {
+    int socks, source, sink, echo, count;
+    int bytes, rst, garbage_rate;
+    double seconds, warmup;
+} option = {.bytes = 64, .seconds = 3, .warmup = 0.5};
+
+static struct session sessions[MAX_SESSIONS];
+static int session_count;
+static uint32_t connections;
+static uint64_t now; /* read once per batch, and again where a latency is taken */
+
+static struct {
+    uint64_t started, left, stayed, ended_by_server, failed;
+} garbage;
+static uint64_t scanning_since;
+
+static int port_for(enum kind kind) {
+    switch (kind) {
+    case DOWN: return option.source;
+    case UP: return option.sink;
+    default: return option.echo;
+    }
+}
+
+static struct sockaddr_in target_of(const struct session *s) {
+    return address(TARGET_HOST + s->number % TARGETS, port_for(s->kind));
+}
+
+static void drop(struct session *s, enum step next) {
+    if (s->step == OPEN) groups[s->kind].open--;
+    if (s->fd >= 0) close(s->fd);
+    s->fd = -1;
+    s->step = next;
+}
+
+/* Garbage is expected to be turned away; what becomes of it is counted, but is no trouble. */
+static void fail(struct session *s, enum trouble trouble) {
+    if (s->kind == GARBAGE) {
+        garbage.failed++;
+        drop(s, UNUSED);
+        return;
+    }
+    troubles[trouble]++;
+    drop(s, FAILED);
+}
+
+static void fail_by_errno(struct session *s) {
+    fail(s, trouble_by_errno());
+}
+
+static void start(struct session *s) {
+    s->number = connections++;
+    s->began = clock_ns();
+    s->got_reply = 0;
+    s->sent = s->got = 0;
+    s->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    s->step = CONNECTING;
+    if (s->fd < 0) {
+        fail_by_errno(s);
+        return;
+    }
+    struct sockaddr_in local = address(SOURCE_HOST + s->number % SOURCES, 0);
+    struct sockaddr_in peer = option.socks ? address(PROXY_HOST, option.socks) : target_of(s);
+    /* Lets connect() choose the port, by both addresses; bind() would want one that is free for any
+     * peer. */
+    setsockopt(s->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
+    if (bind(s->fd, (struct sockaddr *)&local, sizeof local) < 0 ||
+        (connect(s->fd, (struct sockaddr *)&peer, sizeof peer) < 0 && errno != EINPROGRESS)) {
+        fail_by_errno(s);
+        return;
+    }
+    watch(EPOLL_CTL_ADD, s->fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, (uint64_t)(uintptr_t)s);
+}
+
+/* --- what an open session does, by kind: begin() when it opens, turn() at each event after that */
+
+static bool push_message(struct session *s, uint32_t size) {
+    while (s->sent < size) {
+        ssize_t sent = send(s->fd, scratch, size - s->sent, 0);
+        if (sent < 0) {
+            if (!would_block(sent)) fail_by_errno(s);
+            return false;
+        }
+        s->sent += (uint32_t)sent;
+    }
+    return true;
+}
+
+/* True once the whole message came back. */
+static bool pull_message(struct session *s, uint32_t size) {
+    while (s->got < size) {
+        ssize_t got = recv(s->fd, scratch, size - s->got, 0);
+        if (got == 0) fail(s, CLOSED);
+        if (got < 0 && !would_block(got)) fail_by_errno(s);
+        if (got <= 0) return false;
+        s->got += (uint32_t)got;
+    }
+    return true;
+}
+
+static void begin_down(struct session *s) {
+    watch(EPOLL_CTL_MOD, s->fd, EPOLLIN, (uint64_t)(uintptr_t)s);
+}
+
+static void turn_down(struct session *s) {
+    ssize_t got = swallow(s->fd);
+    if (got > 0) groups[DOWN].bytes += (uint64_t)got;
+    if (got == 0) fail(s, CLOSED);
+    if (got < 0 && !would_block(got)) fail_by_errno(s);
+}
+
+static void begin_up(struct session *s) {
+    watch(EPOLL_CTL_MOD, s->fd, EPOLLOUT, (uint64_t)(uintptr_t)s);
+}
+
+static void turn_up(struct session *s) {
+    ssize_t sent = send_bulk(s->fd);
+    if (sent < 0 && !would_block(sent)) fail_by_errno(s);
+}
+
+static void begin_rr(struct session *s) {
+    s->began = clock_ns();
+    s->sent = s->got = 0;
+    push_message(s, (uint32_t)option.bytes);
+}
+
+static void turn_rr(struct session *s) {
+    uint32_t size = (uint32_t)option.bytes;
+    if (s->sent < size && !push_message(s, size)) return;
+    if (!pull_message(s, size)) return;
+    note(&groups[RR].latency, clock_ns() - s->began);
+    begin_rr(s);
+}
+
+/* One byte and back also proves that the session stands from end to end, which HAProxy's accept
+ * alone does not. */
+static void begin_echo(struct session *s) {
+    push_message(s, 1);
+}
+
+static void turn_idle(struct session *s) {
+    if (s->got == 0 && push_message(s, 1) && pull_message(s, 1)) note(&groups[IDLE].latency, clock_ns() - s->began);
+}
+
+static void turn_conn(struct session *s) {
+    if (!push_message(s, 1) || !pull_message(s, 1)) return;
+    note(&groups[CONN].latency, clock_ns() - s->began);
+    if (option.rst) setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    drop(s, UNUSED);
+    start(s);
+}
+
+static const struct {
+    void (*begin)(struct session *);
+    void (*turn)(struct session *);
+} behaviours[] = {
+    [DOWN] = {begin_down, turn_down}, [UP] = {begin_up, turn_up},     [RR] = {begin_rr, turn_rr},
+    [IDLE] = {begin_echo, turn_idle}, [CONN] = {begin_echo, turn_conn},
+};
+
+/* ---- what a session does before that */
+
+static bool say(struct session *s, const void *bytes, size_t size) {
+    ssize_t sent = send(s->fd, bytes, size, 0);
+    if (sent == (ssize_t)size) return true;
+    /* On a socket that is still connecting this is EAGAIN: the event comes again. */
+    if (!would_block(sent)) fail_by_errno(s);
+    return false;
+}
+
+/* Reads no further than `size`, since payload may follow at once. */
+static bool hear(struct session *s, size_t size) {
+    while (s->got_reply < size) {
+        ssize_t got = recv(s->fd, s->reply + s->got_reply, size - s->got_reply, 0);
+        if (got == 0) fail(s, CLOSED);
+        if (got < 0 && !would_block(got)) fail_by_errno(s);
+        if (got <= 0) return false;
+        s->got_reply = (uint8_t)(s->got_reply + got);
+    }
+    return true;
+}
+
+static void opened(struct session *s) {
+    s->step = OPEN;
+    groups[s->kind].open++;
+    behaviours[s->kind].begin(s);
+}
+
+static void greet(struct session *s) {
+    /* Sending nothing asks whether the connection stands. */
+    if (!option.socks && say(s, "", 0)) opened(s);
+    if (option.socks && say(s, "\5\1\0", 3)) s->step = GREETED;
+}
+
+static void ask(struct session *s) {
+    if (!hear(s, 2)) return;
+    if (s->reply[0] != 5 || s->reply[1] != 0) {
+        fail(s, NOT_SOCKS);
+        return;
+    }
+    struct sockaddr_in target = target_of(s);
+    uint8_t request[10] = {5, 1, 0, 1};
+    memcpy(request + 4, &target.sin_addr, 4);
+    memcpy(request + 8, &target.sin_port, 2);
+    s->got_reply = 0;
+    s->step = ASKED;
+    say(s, request, sizeof request);
+}
+
+static void hear_reply(struct session *s) {
+    enum { SHORT_REPLY = 10, LONG_REPLY = 22, ATYP_IPV4 = 1, ATYP_IPV6 = 4 };
+    if (!hear(s, SHORT_REPLY)) return;
+    if (s->reply[0] != 5 || (s->reply[3] != ATYP_IPV4 && s->reply[3] != ATYP_IPV6)) fail(s, NOT_SOCKS);
+    else if (s->reply[1] != 0) fail(s, DENIED);
+    else if (s->reply[3] == ATYP_IPV4 || hear(s, LONG_REPLY)) opened(s);
+}
+
+/* -------------------------------------------------------------- the client: a port scan's noise */
+
+static uint8_t random_bytes[64];
+
+/* The start of a real ClientHello is all a server can need to know one. */
+static const uint8_t client_hello[] = {
+    0x16, 0x03, 0x01, 0x00, 0xc8, 0x01, 0x00, 0x00, 0xc4, 0x03, 0x03, 0x4d, 0x21, 0x9a, 0x07, 0x5c, 0xe3,
+    0x18, 0xb0, 0x66, 0x2f, 0x91, 0xd4, 0x3a, 0x7e, 0x05, 0xc8, 0x52, 0xaf, 0x10, 0x6b, 0xf7, 0x84, 0x39,
+    0xde, 0x73, 0x0c, 0x95, 0x41, 0xba, 0x68, 0x1d, 0xf2, 0x20, 0x00, 0x06, 0x13, 0x01, 0x13, 0x02, 0x13, 0x03,
+};
+
+static const struct {
+    const void *bytes;
+    size_t size;
+} noises[] = {
+    {"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: scan\r\n\r\n", 52},
+    {client_hello, sizeof client_hello},
+    {random_bytes, sizeof random_bytes},
+    {"\5\2\0", 3},         /* half a greeting: two methods promised, one sent */
+    {"\5\1\0\5\1\0\1", 7}, /* half a request */
+    {"", 0},
+};
+
+enum manner { LEAVE_BY_FIN, LEAVE_BY_RST, STAY, MANNERS };
+
+static void make_noise(struct session *s) {
+    size_t noise = s->number % COUNT(noises);
+    enum manner manner = (enum manner)(s->number / COUNT(noises) % MANNERS);
+    if (noises[noise].size && !say(s, noises[noise].bytes, noises[noise].size)) return;
+    if (manner == STAY) {
+        garbage.stayed++;
+        s->step = OPEN;
+        groups[GARBAGE].open++;
+        return;
+    }
+    if (manner == LEAVE_BY_RST)
+        setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    garbage.left++;
+    drop(s, UNUSED);
+}
+
+static void linger_on(struct session *s) {
+    ssize_t got;
+    while ((got = recv(s->fd, scratch, sizeof scratch, 0)) > 0) {}
+    if (would_block(got)) return;
+    garbage.ended_by_server++;
+    drop(s, UNUSED);
+}
+
+/* Open loop: what is due is started, however the proxy fares. */
+static void scan_on(void) {
+    uint64_t due = (now - scanning_since) * (uint64_t)option.garbage_rate / 1000000000u;
+    while (garbage.started < due) {
+        struct session *s = &sessions[session_count + (int)(garbage.started++ % GARBAGE_SLOTS)];
+        if (s->step != UNUSED) drop(s, UNUSED);
+        s->kind = GARBAGE;
+        start(s);
+    }
+}
+
+/* ------------------------------------------------------------------------- the client: its loop */
+
+static void on_event(struct session *s) {
+    switch ((enum step)s->step) {
+    case CONNECTING:
+        if (s->kind == GARBAGE) make_noise(s);
+        else greet(s);
+        break;
+    case GREETED: ask(s); break;
+    case ASKED: hear_reply(s); break;
+    case OPEN:
+        if (s->kind == GARBAGE) linger_on(s);
+        else behaviours[s->kind].turn(s);
+        break;
+    case UNUSED:
+    case FAILED: break;
+    }
+}
+
+static const uint64_t TICK = 20 * 1000000u;
+static const uint64_t PATIENCE = 5 * UINT64_C(1000000000); /* for one session to open, or a short one to end */
+
+/* Failed sessions are tried again here and not at once, so that a dead server costs no storm of
+ * connects. */
+static void tick(void) {
+    for (int i = 0; i < session_count; i++) {
+        struct session *s = &sessions[i];
+        bool hurried = s->step == CONNECTING || s->step == GREETED || s->step == ASKED || s->kind == CONN;
+        if (s->step == FAILED) start(s);
+        else if (s->step != UNUSED && hurried && now > s->began + PATIENCE) fail(s, TIMED_OUT);
+    }
+}
+
+static void turn(void) {
+    static uint64_t next_tick;
+    struct epoll_event events[BATCH];
+    int ready = epoll_wait(poller, events, BATCH, 1);
+    for (int i = 0; i < ready; i++) on_event((struct session *)(uintptr_t)events[i].data.u64);
+    now = clock_ns();
+    if (option.garbage_rate) scan_on();
+    if (now >= next_tick) {
+        tick();
+        next_tick = now + TICK;
+    }
+}
+
+/* Opens every lasting session, few at a time: servers differ in the length of their accept queue,
+ * and that is not what is measured. The short sessions of --conn start last and all at once, since
+ * their number is the load. */
+static bool open_all(void) {
+    enum { AT_A_TIME = 32, SECONDS = 30 };
+    int lasting = session_count - groups[CONN].wanted, started = 0, open = 0;
+    uint64_t deadline = (now = clock_ns()) + SECONDS * UINT64_C(1000000000);
+    while (open < lasting && now < deadline) {
+        while (started < lasting && started < open + AT_A_TIME) start(&sessions[started++]);
+        turn();
+        open = 0;
+        for (int kind = 0; kind < CONN; kind++) open += groups[kind].open;
+    }
+    if (open < lasting) return false;
+    for (int i = lasting; i < session_count; i++) start(&sessions[i]);
+    return true;
+}
+
+static uint64_t count_arrived(void) {
+    static int fd = -1;
+    uint64_t total = 0;
+    struct sockaddr_in peer = address(TARGET_HOST, option.count);
+    if (fd < 0) {
+        fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (connect(fd, (struct sockaddr *)&peer, sizeof peer) < 0) die("count port: %s", strerror(errno));
+    }
+    if (send(fd, "?", 1, 0) != 1 || recv(fd, &total, sizeof total, MSG_WAITALL) != sizeof total)
+        die("count port: %s", strerror(errno));
+    return total;
+}
+
+/* Runs the load for so long, counting only what happens meanwhile; returns the seconds it really
+ * took. */
+static double run_for(double seconds) {
+    uint64_t arrived = groups[UP].wanted ? count_arrived() : 0;
+    for (int kind = 0; kind < KINDS; kind++) {
+        groups[kind].bytes = 0;
+        memset(&groups[kind].latency, 0, sizeof groups[kind].latency);
+    }
+    uint64_t began = now = clock_ns(), end = began + (uint64_t)(seconds * 1e9);
+    while (now < end) turn();
+    if (groups[UP].wanted) groups[UP].bytes = count_arrived() - arrived;
+    return (double)(clock_ns() - began) / 1e9;
+}
+
+/* A session counts as idle once its one byte came back; whatever is missing after this shows in
+ * "count". */
+static void wait_for_echoes(void) {
+    uint64_t deadline = now + PATIENCE;
+    while (groups[IDLE].latency.count < (uint64_t)groups[IDLE].wanted && now < deadline) turn();
+}
+
+/* Sessions that went away while nobody looked. */
+static int count_lost(void) {
+    int lost = 0;
+    for (int i = 0; i < session_count; i++) {
+        ssize_t got = recv(sessions[i].fd, scratch, 1, MSG_DONTWAIT | MSG_PEEK);
+        lost += !would_block(got);
+    }
+    return lost;
+}
+
+/* ----------------------------------------------------------------------- the client: as a whole */
+
+static void print_groups(double seconds) {
+    printf("\"seconds\": %.4f", seconds);
+    for (int kind = 0; kind < GARBAGE; kind++) {
+        const struct group *group = &groups[kind];
+        if (!group->wanted) continue;
+        printf(", \"%s\": {\"sessions\": %d, \"open\": %d, \"bytes\": %llu, \"count\": %llu, \"p50_us\": %.1f, "
+               "\"p99_us\": %.1f, \"max_us\": %.1f}",
+               group->name, group->wanted, group->open, (unsigned long long)group->bytes,
+               (unsigned long long)group->latency.count, percentile_us(&group->latency, 0.5),
+               percentile_us(&group->latency, 0.99), (double)group->latency.longest / 1000);
+    }
+}
+
+static void print_rest(void) {
+    if (option.garbage_rate)
+        printf(", \"garbage\": {\"started\": %llu, \"left\": %llu, \"stayed\": %llu, \"ended_by_server\": %llu, "
+               "\"failed\": %llu}",
+               (unsigned long long)garbage.started, (unsigned long long)garbage.left,
+               (unsigned long long)garbage.stayed, (unsigned long long)garbage.ended_by_server,
+               (unsigned long long)garbage.failed);
+    printf(", \"errors\": {");
+    for (int i = 0; i < TROUBLES; i++)
+        printf("%s\"%s\": %llu", i ? ", " : "", trouble_names[i], (unsigned long long)troubles[i]);
+    printf("}}\n");
+}
+
+static int run_client(void) {
+    for (size_t i = 0; i < sizeof random_bytes; i++) random_bytes[i] = (uint8_t)(i * 167 + 89);
+    for (int kind = 0; kind < GARBAGE; kind++)
+        for (int i = 0; i < groups[kind].wanted; i++) {
+            if (session_count + GARBAGE_SLOTS * (option.garbage_rate > 0) >= MAX_SESSIONS) die("too many sessions");
+            sessions[session_count++] = (struct session){.fd = -1, .kind = (uint8_t)kind};
+        }
+
+    if (!open_all()) {
+        printf("{\"failed\": \"not every session could be opened\", ");
+        print_groups(0);
+        print_rest();
+        return 1;
+    }
+    if (groups[IDLE].wanted) {
+        wait_for_echoes();
+        printf("ready\n");
+        poll(&(struct pollfd){.fd = STDIN_FILENO, .events = POLLIN}, 1, (int)(option.seconds * 1000));
+        printf("{\"lost\": %d, ", count_lost());
+        print_groups(0);
+        print_rest();
+        return 0;
+    }
+
+    scanning_since = clock_ns();
+    run_for(option.warmup);
+    printf("begin\n");
+    double seconds = run_for(option.seconds);
+    printf("end\n{");
+    print_groups(seconds);
+    print_rest();
+    return 0;
+}
+
+/* What every number on the command line sets. */
+static const struct {
+    struct option named;
+    int *integer;
+    double *real;
+} options[] = {
+    {{"socks", required_argument, NULL, 0}, &option.socks, NULL},
+    {{"source", required_argument, NULL, 0}, &option.source, NULL},
+    {{"sink", required_argument, NULL, 0}, &option.sink, NULL},
+    {{"echo", required_argument, NULL, 0}, &option.echo, NULL},
+    {{"count", required_argument, NULL, 0}, &option.count, NULL},
+    {{"down", required_argument, NULL, 0}, &groups[DOWN].wanted, NULL},
+    {{"up", required_argument, NULL, 0}, &groups[UP].wanted, NULL},
+    {{"rr", required_argument, NULL, 0}, &groups[RR].wanted, NULL},
+    {{"idle", required_argument, NULL, 0}, &groups[IDLE].wanted, NULL},
+    {{"conn", required_argument, NULL, 0}, &groups[CONN].wanted, NULL},
+    {{"garbage", required_argument, NULL, 0}, &option.garbage_rate, NULL},
+    {{"bytes", required_argument, NULL, 0}, &option.bytes, NULL},
+    {{"rst", no_argument, NULL, 0}, &option.rst, NULL},
+    {{"seconds", required_argument, NULL, 0}, NULL, &option.seconds},
+    {{"warmup", required_argument, NULL, 0}, NULL, &option.warmup},
+};
+
+static void parse(int argc, char **argv) {
+    struct option named[COUNT(options) + 1] = {0};
+    for (size_t i = 0; i < COUNT(options); i++) named[i] = options[i].named;
+    for (int chosen = 0, seen; (seen = getopt_long(argc, argv, "", named, &chosen)) != -1;) {
+        if (seen == '?') exit(2);
+        const char *text = optarg ? optarg : "1";
+        char *end;
+        double value = strtod(text, &end);
+        if (*end || end == text || value < 0 || value > 1e9) die("--%s %s: no number", named[chosen].name, text);
+        if (options[chosen].integer) *options[chosen].integer = (int)value;
+        else *options[chosen].real = value;
+    }
+    if (option.bytes < 1 || option.bytes > MAX_MESSAGE) die("--bytes is between 1 and %d", MAX_MESSAGE);
+    if (option.seconds > 600 || option.warmup > 600) die("ten minutes is the most");
+}
+
+int main(int argc, char **argv) {
+    const char *end = argc > 1 ? argv[1] : "";
+    bool client = !strcmp(end, "client");
+    if (!client && strcmp(end, "origin")) die("usage: load origin | load client OPTIONS (see the head of load.c)");
+    parse(argc - 1, argv + 1);
+    prepare();
+    if (client) return run_client();
+    run_origin();
+    return 0;
+}

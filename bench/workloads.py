@@ -1,0 +1,180 @@
+"""The workloads: what load each is, which figures it gives, and the bar that fastsocks has to pass in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Outcome = dict[
+    str, Any
+]  # {"main": figures, "beside": figures, "alone": figures, "cpu": seconds, ...} of one run
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    name: str
+    unit: str
+    more_is_better: bool
+    of: Callable[[Outcome], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """`metric` is at least (where more is better) or at most `factor` times that of `against`.
+
+    `against` is a system, or "peers" (every other server in the run), or "SOCKS peers", or None:
+    then `factor` is the limit itself.
+    """
+
+    metric: str
+    factor: float
+    against: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    name: str
+    title: str
+    main: tuple[object, ...]  # of the client whose figures are shown
+    metrics: tuple[Metric, ...]
+    bars: tuple[Bar, ...]
+    reference: str | None
+    beside: tuple[object, ...] = ()  # of a second client, with an origin of its own
+    alone_first: bool = False  # measure the main client without the second one as well
+    idle: bool = False
+
+
+def _rate(
+    group: str, counted: str = "count", part: str = "main", scale: float = 1.0
+) -> Callable[[Outcome], float]:
+    return lambda outcome: outcome[part][group][counted] / outcome[part]["seconds"] / scale
+
+
+def _latency(group: str, which: str, part: str = "main") -> Callable[[Outcome], float]:
+    return lambda outcome: outcome[part][group][which]
+
+
+def _cpu_per(group: str, counted: str, scale: float) -> Callable[[Outcome], float | None]:
+    def of(outcome: Outcome) -> float | None:
+        done = outcome["main"][group][counted]
+        return None if outcome["cpu"] is None or not done else outcome["cpu"] / done * scale
+
+    return of
+
+
+def _times_alone(outcome: Outcome) -> float:
+    return outcome["main"]["rr"]["p99_us"] / outcome["alone"]["rr"]["p99_us"]
+
+
+def _bulk(way: str, flows: int) -> Workload:
+    return Workload(
+        name=f"{way}-{flows}",
+        title=f"bulk {way}, {flows} flow{'s' * (flows > 1)}",
+        main=(f"--{way}", flows),
+        metrics=(
+            Metric("rate", "GB/s", True, _rate(way, "bytes", scale=1e9)),
+            Metric("cpu", "CPU s/GB", False, _cpu_per(way, "bytes", 1e9)),
+        ),
+        bars=(Bar("rate", 8, "fastsocks-python"), Bar("cpu", 1.2, "haproxy")),
+        reference="haproxy",
+    )
+
+
+RR_RATE = Metric("rate", "round trips/s", True, _rate("rr"))
+RR_P50 = Metric("p50", "us p50", False, _latency("rr", "p50_us"))
+RR_P99 = Metric("p99", "us p99", False, _latency("rr", "p99_us"))
+
+ALL = (
+    _bulk("down", 1),
+    _bulk("down", 16),
+    _bulk("up", 1),
+    _bulk("up", 16),
+    Workload(
+        name="conn",
+        title="connect + SOCKS5 handshake + 1-byte echo + close, 32 in flight",
+        main=("--conn", 32),
+        metrics=(
+            Metric("rate", "sessions/s", True, _rate("conn")),
+            Metric("cpu", "CPU us each", False, _cpu_per("conn", "count", 1e6)),
+            Metric("p50", "us p50", False, _latency("conn", "p50_us")),
+            Metric("p99", "us p99", False, _latency("conn", "p99_us")),
+        ),
+        bars=(Bar("rate", 1.15, "microsocks"), Bar("cpu", 0.85, "microsocks")),
+        reference="microsocks",
+    ),
+    Workload(
+        name="rr-64",
+        title="64-byte ping-pong on 64 connections",
+        main=("--rr", 64),
+        metrics=(
+            RR_RATE,
+            Metric("cpu", "CPU us each", False, _cpu_per("rr", "count", 1e6)),
+            RR_P50,
+            RR_P99,
+        ),
+        bars=(Bar("cpu", 0.85, "haproxy"), Bar("rate", 1.0, "peers")),
+        reference="haproxy",
+    ),
+    Workload(
+        name="rr-bulk",
+        title="64-byte ping-pong on 8 connections beside one bulk flow",
+        main=("--rr", 8),
+        beside=("--down", 1),
+        metrics=(
+            RR_P99,
+            RR_P50,
+            RR_RATE,
+            Metric("bulk", "GB/s beside", True, _rate("down", "bytes", "beside", 1e9)),
+        ),
+        bars=(Bar("p99", 2, "haproxy"),),
+        reference="haproxy",
+    ),
+    Workload(
+        name="rr-conn",
+        title="64-byte ping-pong on 8 connections beside 16 handshakes always in flight",
+        main=("--rr", 8),
+        beside=("--conn", 16),
+        metrics=(
+            RR_RATE,
+            RR_P50,
+            RR_P99,
+            Metric("sessions", "sessions/s beside", True, _rate("conn", part="beside")),
+        ),
+        bars=(
+            Bar("rate", 1, "SOCKS peers"),
+            Bar("p99", 1, "SOCKS peers"),
+            Bar("sessions", 1, "SOCKS peers"),
+        ),
+        reference="microsocks",
+    ),
+    Workload(
+        name="idle",
+        title="5,000 idle sessions",
+        main=("--idle", 5000),
+        metrics=(
+            Metric("memory", "KB each", False, lambda outcome: outcome["bytes_each"] / 1024),
+            Metric("cpu", "% CPU", False, lambda outcome: outcome["cpu_share"] * 100),
+        ),
+        # The kernel counts CPU in ticks of 10 ms: less than half of one a second is nothing but the
+        # clock itself.
+        bars=(Bar("memory", 1.0), Bar("cpu", 0.05)),
+        reference=None,
+        idle=True,
+    ),
+    Workload(
+        name="garbage",
+        title="64-byte ping-pong on 8 connections, alone and beside a port scan: 1,000 connections/s of garbage for 3 s",
+        main=("--rr", 8, "--seconds", 3),
+        beside=("--garbage", 1000, "--seconds", 3),
+        alone_first=True,
+        metrics=(
+            Metric("times", "x p99 alone", False, _times_alone),
+            Metric("alone", "us p99 alone", False, _latency("rr", "p99_us", "alone")),
+            Metric("p99", "us p99 beside", False, _latency("rr", "p99_us")),
+            RR_RATE,
+        ),
+        bars=(Bar("times", 2.0),),
+        reference=None,
+    ),
+)

@@ -1,0 +1,7 @@
+"""python -m fastsocks"""
+
+import sys
+
+from fastsocks.cli import main
+
+sys.exit(main())

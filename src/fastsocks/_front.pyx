@@ -1,0 +1,1007 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The native engine (Linux) as Python sees it: accept, handshake and dial.
+
+    accept -> Conn --hand-over--> Pair (_relay.pyx) -> ended list -> on_closed
+
+Everything here runs on the event loop's thread, driven by an epoll of its own that
+is nested in the loop by one add_reader: edge-triggered inside (one registration
+serves a whole handshake), level-triggered outside (what a turn leaves undone makes
+the loop come again). It must not know SOCKS.
+"""
+
+import logging
+import os
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from fastsocks._linux cimport *
+from fastsocks._relay cimport *
+
+from fastsocks import engine as contract
+from fastsocks.errors import ClientGone
+from fastsocks.quiet import QuietLog
+
+cdef tuple REASONS = (
+    contract.FINISHED, contract.CLIENT_RESET, contract.REMOTE_RESET,
+    contract.IDLE, contract.HALF_CLOSED, contract.KILLED,
+)
+
+cdef enum:
+    FIRST_READ = 16 * 1024
+    ACCEPTS_PER_TURN = 16
+    ACCEPT_PAUSE_MS = 100
+    # A refused client may send this much more before it is cut off.
+    LINGER_OCTETS = 256 * 1024
+    # A session that never moves an octet gets its idle timer by this much late.
+    NUDGE_MS = 1000
+
+cdef enum Stage:
+    NEW                 # accepted, nothing received: no Python knows of it
+    SESSION
+    DIALING
+    LINGERING           # refused; the engine alone sees it to its end
+    GONE
+
+cdef enum Waiting:
+    NOTHING
+    RECV
+    SEND
+    CONNECT
+
+cdef union Address:
+    sockaddr any
+    sockaddr_in v4
+    sockaddr_in6 v6
+    sockaddr_storage storage
+
+
+cdef os_error(int number):
+    return OSError(number, os.strerror(number))
+
+
+cdef tuple endpoint_of(Address *address):
+    """(host, port) as text and number; IPv4-mapped is IPv4, scopes as %name."""
+    cdef char text[64]
+    cdef object host
+    if address.any.sa_family == AF_INET:
+        inet_ntop(AF_INET, &address.v4.sin_addr, text, sizeof(text))
+        return text.decode("ascii"), ntohs(address.v4.sin_port)
+    if address.any.sa_family != AF_INET6:
+        return "", 0
+    if IN6_IS_ADDR_V4MAPPED(&address.v6.sin6_addr):
+        inet_ntop(AF_INET, <char *>&address.v6.sin6_addr + 12, text, sizeof(text))
+        return text.decode("ascii"), ntohs(address.v6.sin6_port)
+    inet_ntop(AF_INET6, &address.v6.sin6_addr, text, sizeof(text))
+    host = text.decode("ascii")
+    if address.v6.sin6_scope_id:
+        host = f"{host}%{address.v6.sin6_scope_id}"
+    return host, ntohs(address.v6.sin6_port)
+
+
+cdef socklen_t parse_address(str host, int port, Address *address) except 0:
+    """Raises OSError (EINVAL) for what is no IP literal."""
+    cdef bytes literal
+    cdef object scope
+    memset(address, 0, sizeof(Address))
+    plain, _, scope = host.partition("%")
+    literal = plain.encode("ascii", "replace")
+    if inet_pton(AF_INET, literal, &address.v4.sin_addr) == 1 and not scope:
+        address.v4.sin_family = AF_INET
+        address.v4.sin_port = htons(port)
+        return sizeof(sockaddr_in)
+    if inet_pton(AF_INET6, literal, &address.v6.sin6_addr) == 1:
+        address.v6.sin6_family = AF_INET6
+        address.v6.sin6_port = htons(port)
+        if scope:
+            name = scope.encode()
+            address.v6.sin6_scope_id = int(scope) if scope.isdigit() else if_nametoindex(name)
+        return sizeof(sockaddr_in6)
+    raise os_error(EINVAL)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Done:
+    """What a call that need not wait returns: await takes its value at once."""
+
+    cdef object value
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise StopIteration(self.value)
+
+
+cdef Done done(object value):
+    cdef Done result = Done.__new__(Done)
+    result.value = value
+    return result
+
+
+@cython.final
+@cython.freelist(256)
+cdef class Conn:
+    """See engine.Conn. Holds the socket until it is closed or handed over."""
+
+    cdef Engine engine
+    cdef int fd
+    cdef uint32_t index         # in the engine's table
+    cdef uint32_t generation
+    cdef Stage stage
+    cdef bint counted           # in engine.sessions
+    cdef bint registered        # in the front's epoll, perhaps dormant
+    cdef bint watched           # and reporting
+    cdef bint readable
+    cdef bint fin
+    cdef bint urgent
+    cdef bint reset             # the far end has reset it
+    cdef bint expired           # its deadline has passed while nothing waited
+    cdef Waiting waiting
+    cdef object waiter          # the future of what is under way
+    cdef bytes stash            # the first octets, read before the session began
+    cdef bytes unsent
+    cdef Py_ssize_t sent
+    cdef size_t drained
+    cdef Conn partner           # the other end while a dial is under way
+    cdef Timer timer
+    cdef Address address
+
+    def __init__(self):
+        raise TypeError("a Conn comes from an Engine")
+
+    @property
+    def peer(self):
+        return endpoint_of(&self.address)
+
+    @property
+    def sockname(self):
+        cdef Address address
+        cdef socklen_t length = sizeof(Address)
+        if getsockname(self.fd, &address.any, &length) < 0:
+            raise os_error(errno)
+        return endpoint_of(&address)
+
+    def recv(self):
+        cdef bytes data = self.stash
+        self.check()
+        if data is not None:
+            self.stash = None
+            return done(data)
+        data = self.read()
+        return self.wait(RECV) if data is None else done(data)
+
+    def send(self, bytes data not None):
+        self.check()
+        self.unsent = data
+        self.sent = 0
+        if self.push():
+            return done(None)
+        return self.wait(SEND)
+
+    def deadline(self, double seconds):
+        self.expired = False
+        if seconds:
+            timer_set(&self.engine.wheel, &self.timer, monotonic_ms() + <uint64_t>(seconds * 1000))
+        else:
+            timer_clear(&self.timer)
+
+    def refuse(self, bytes last_words not None):
+        if self.fd < 0 or self.stage == LINGERING:
+            return
+        self.stage = LINGERING
+        if PyBytes_GET_SIZE(last_words):
+            send(self.fd, PyBytes_AS_STRING(last_words), PyBytes_GET_SIZE(last_words),
+                 MSG_DONTWAIT | MSG_NOSIGNAL)
+        shutdown(self.fd, SHUT_WR)
+        self.deadline(self.engine.settings.linger_timeout or 1.0)
+        self.readable = True
+        self.drain()
+        if self.fd >= 0:
+            self.watch()
+
+    def close(self):
+        if self.stage != LINGERING:
+            self.drop()
+
+    # -- for the engine ----------------------------------------------------
+
+    cdef int check(self) except -1:
+        if self.fd < 0:
+            raise OSError(EBADF, "this connection is closed or was handed over")
+        if self.waiter is not None and not self.waiter.done():
+            raise RuntimeError("one operation on a connection at a time")
+        if self.expired:
+            raise TimeoutError
+        return 0
+
+    cdef object wait(self, Waiting what):
+        self.waiting = what
+        self.waiter = self.engine.loop.create_future()
+        self.watch()
+        return self.waiter
+
+    cdef int watch(self) except -1:
+        """Edge-triggered, so one registration serves the whole handshake; adding it
+        reports what is there already."""
+        cdef uint32_t events = WATCH_IN
+        cdef int failed
+        if self.waiting == SEND:
+            events |= EPOLLOUT
+        elif self.watched:
+            return 0
+        failed = watch(self.engine.epfd, EPOLL_CTL_MOD if self.registered else EPOLL_CTL_ADD,
+                       self.fd, events, self.tag())
+        if failed < 0:
+            raise os_error(-failed)
+        self.registered = self.watched = True
+        return 0
+
+    cdef uint64_t tag(self):
+        return (<uint64_t>self.generation << 32) | self.index
+
+    cdef bytes read(self):
+        """None where it would block."""
+        cdef ssize_t got
+        while self.readable:
+            got = recv(self.fd, self.engine.buffer, FIRST_READ, MSG_DONTWAIT)
+            if got >= 0:
+                if got < FIRST_READ and not self.urgent and not self.fin:
+                    self.readable = False
+                return PyBytes_FromStringAndSize(self.engine.buffer, got)
+            if errno == EAGAIN:
+                self.readable = False
+            elif errno != EINTR:
+                raise os_error(errno)
+        return None
+
+    cdef bint push(self) except -1:
+        """Whether all of ``unsent`` is sent."""
+        cdef ssize_t sent
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(self.unsent)
+        while self.sent < size:
+            sent = send(self.fd, PyBytes_AS_STRING(self.unsent) + self.sent, size - self.sent,
+                        MSG_DONTWAIT | MSG_NOSIGNAL)
+            if sent >= 0:
+                self.sent += sent
+            elif errno == EAGAIN:
+                return False
+            elif errno != EINTR:
+                raise os_error(errno)
+        self.unsent = None
+        return True
+
+    cdef drain(self):
+        """Throws away what a refused client still sends, until it ends or must."""
+        cdef ssize_t got
+        while True:
+            # MSG_TRUNC: the kernel discards TCP data without copying it.
+            got = recv(self.fd, self.engine.buffer, FIRST_READ, MSG_DONTWAIT | MSG_TRUNC)
+            if got > 0:
+                self.drained += got
+                if self.drained < LINGER_OCTETS:
+                    continue
+            elif got < 0 and errno == EINTR:
+                continue
+            elif got < 0 and errno == EAGAIN:
+                return
+            self.drop()
+            return
+
+    cdef drop(self):
+        """Closes the socket, once, and whatever hangs on it."""
+        cdef int fd = self.fd
+        cdef Conn partner = self.partner
+        if fd < 0:
+            return
+        self.leave()
+        self.stage = GONE
+        close(fd)
+        if partner is not None and partner.stage == DIALING:
+            partner.drop()
+        self.fail(ConnectionAbortedError("the connection was closed"))
+        if self.counted:
+            self.counted = False
+            self.engine.session_over()
+
+    cdef int leave(self):
+        """Gives up the socket, which stays open; returns it."""
+        cdef int fd = self.fd
+        timer_clear(&self.timer)
+        if self.partner is not None:
+            self.partner.partner = None
+            self.partner = None
+        self.engine.forget(self)
+        self.fd = -1
+        return fd
+
+    cdef finish(self, object result):
+        waiter, self.waiter = self.waiter, None
+        self.waiting = NOTHING
+        if waiter is not None and not waiter.done():
+            waiter.set_result(result)
+
+    cdef fail(self, object error):
+        waiter, self.waiter = self.waiter, None
+        self.waiting = NOTHING
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    cdef on_event(self, uint32_t events):
+        cdef bytes data
+        if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.readable = True
+        if events & EPOLLRDHUP:
+            self.fin = True
+        if events & EPOLLPRI:
+            self.urgent = True
+        if events & EPOLLERR:
+            self.reset = True
+        if self.stage == NEW:
+            self.engine.greet(self)
+        elif self.stage == LINGERING:
+            self.drain()
+        elif self.stage == DIALING:
+            self.on_connected(events)
+        elif self.partner is not None and self.reset:
+            self.partner.on_client_gone()
+        elif self.waiting == RECV:
+            try:
+                data = self.read()
+            except OSError as error:
+                self.fail(error)
+            else:
+                if data is not None:
+                    self.finish(data)
+        elif self.waiting == SEND:
+            try:
+                if self.push():
+                    self.finish(None)
+            except OSError as error:
+                self.fail(error)
+
+    cdef on_connected(self, uint32_t events):
+        """EPOLLOUT alone says that connect() succeeded; only a failure has an errno."""
+        cdef int error = 0
+        cdef socklen_t length = sizeof(error)
+        if events & (EPOLLERR | EPOLLHUP):
+            getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &error, &length)
+            self.on_dial_failed(os_error(error if error else ECONNRESET))
+            return
+        timer_clear(&self.timer)
+        if self.partner is not None:
+            self.partner.partner = None
+            self.partner = None
+        self.stage = SESSION
+        self.readable = True
+        if self.waiter is None or self.waiter.done():
+            self.drop()  # who dialled was cancelled: nobody will ever close it
+        else:
+            self.finish(self)
+
+    cdef on_client_gone(self):
+        self.on_dial_failed(ClientGone("reset the connection during the dial"))
+
+    cdef on_dial_failed(self, object error):
+        waiter, self.waiter = self.waiter, None
+        self.drop()
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    cdef on_deadline(self):
+        if self.stage == NEW or self.stage == LINGERING:
+            self.drop()
+        elif self.stage == DIALING:
+            self.on_dial_failed(os_error(ETIMEDOUT))
+        elif self.waiter is not None and not self.waiter.done():
+            self.expired = True
+            self.fail(TimeoutError())
+        else:
+            self.expired = True
+
+
+@cython.final
+cdef class Engine:
+    """See engine.Engine. One loop, one front; the relay threads are its own."""
+
+    cdef readonly object loop
+    cdef readonly uint32_t sessions
+    cdef object settings
+    cdef object on_closed
+    cdef object quiet
+    cdef object on_client
+    cdef list listeners         # sockets of the socket module, kept open
+    cdef bint accepting
+    cdef int epfd
+    cdef int ended_fd
+    cdef void *ended            # Pair list, pushed by the relay threads
+    cdef Wheel wheel
+    cdef Timer resume_timer     # accepting goes on
+    cdef Timer nudge_timer      # newcomers that no event has made known
+    cdef char *buffer
+    cdef PyObject **table       # Conn by index, NULL where free
+    cdef uint32_t *generations
+    cdef uint32_t table_size
+    cdef list free_indices
+    cdef Arena arena
+    cdef Relay *relays
+    cdef int relay_count
+    cdef bint threaded
+    cdef uint64_t accepted
+    cdef uint64_t pauses
+    cdef uint64_t relayed
+    cdef int effective_pipe
+
+    def __cinit__(self):
+        self.epfd = self.ended_fd = -1
+        self.wheel.fd = -1
+
+    def __init__(self, loop, settings, on_closed):
+        cdef int i
+        self.loop = loop
+        self.settings = settings
+        self.on_closed = on_closed
+        self.quiet = QuietLog(logging.getLogger("fastsocks"))
+        self.listeners = []
+        self.free_indices = []
+        self.buffer = <char *>malloc(FIRST_READ)
+        self.threaded = settings.relay_threads > 0
+        self.relays = <Relay *>calloc(max(1, settings.relay_threads), sizeof(Relay))
+        if self.buffer == NULL or self.relays == NULL:
+            raise MemoryError
+        self.epfd = epoll_create1(EPOLL_CLOEXEC)
+        self.ended_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.epfd < 0 or self.ended_fd < 0 or wheel_open(&self.wheel, self.epfd) < 0:
+            self.fail_to_start()
+        if watch(self.epfd, EPOLL_CTL_ADD, self.ended_fd, EPOLLIN | EPOLLET, TAG_ENDED) < 0:
+            self.fail_to_start()
+        self.effective_pipe = pipe_probe(settings.pipe_size)
+        for i in range(max(1, settings.relay_threads)):
+            self.start_relay(&self.relays[i])
+        self.loop.add_reader(self.epfd, self.run_once)
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        free(self.buffer)
+        free(self.relays)
+        free(self.table)
+        free(self.generations)
+        for i in range(self.arena.count // CHUNK):
+            free(self.arena.chunks[i])
+
+    @property
+    def name(self):
+        return "native"
+
+    def describe(self):
+        settings = self.settings
+        how = f"relay {settings.relay} "
+        how += f"in {settings.relay_threads} thread" if self.threaded else "inline"
+        if settings.relay_threads > 1:
+            how += "s"
+        if settings.relay == "copy" or not settings.max_pipes:
+            return how + ", no pipes"
+        if self.effective_pipe < PIPE_MIN:
+            return how + ", no pipes to be had: this user's quota is used up"
+        return how + f", {settings.max_pipes} pipes of {self.effective_pipe >> 10} KiB"
+
+    def fileno(self):
+        return self.epfd
+
+    # -- listening ---------------------------------------------------------
+
+    def listen(self, sock, on_client):
+        cdef int failed
+        self.on_client = on_client
+        sock.setblocking(False)
+        # Level-triggered: what a turn's budget leaves in the backlog stays ready.
+        failed = watch(self.epfd, EPOLL_CTL_ADD, sock.fileno(), EPOLLIN,
+                       TAG_LISTENER + len(self.listeners))
+        if failed < 0:
+            raise os_error(-failed)
+        self.listeners.append(sock)
+        self.accepting = True
+
+    def stop_listening(self):
+        timer_clear(&self.resume_timer)
+        self.accepting = False
+        for sock in self.listeners:
+            sock.close()
+        self.listeners.clear()
+
+    cdef set_accepting(self, bint accepting):
+        cdef uint32_t number
+        if accepting == self.accepting:
+            return
+        self.accepting = accepting
+        for number, sock in enumerate(self.listeners):
+            watch(self.epfd, EPOLL_CTL_MOD, sock.fileno(), EPOLLIN if accepting else 0,
+                  TAG_LISTENER + number)
+
+    cdef pause_accepting(self):
+        self.pauses += 1
+        self.set_accepting(False)
+
+    cdef accept(self, uint32_t number):
+        cdef Conn conn
+        cdef Address address
+        cdef socklen_t length
+        cdef int fd
+        cdef int error
+        cdef int attempt
+        cdef uint32_t limit = self.settings.max_sessions
+        if number >= <uint32_t>len(self.listeners):
+            return
+        cdef int listener = self.listeners[number].fileno()
+        for attempt in range(ACCEPTS_PER_TURN):
+            if limit and self.sessions >= limit:
+                self.quiet.warning("full", "all %d sessions are taken: not accepting more", limit)
+                self.pause_accepting()
+                return
+            length = sizeof(address)
+            fd = accept4(listener, &address.any, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)
+            if fd >= 0:
+                self.accepted += 1
+                conn = self.enter(fd)
+                conn.address = address
+                conn.stage = NEW
+                conn.counted = True
+                self.sessions += 1
+                if self.settings.handshake_timeout:
+                    conn.deadline(self.settings.handshake_timeout)
+                self.greet(conn)
+                continue
+            error = errno
+            if error == EAGAIN or error == EBADF or error == EINVAL:
+                return
+            if error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM:
+                # The backlog keeps the clients; trying again at once would spin.
+                self.quiet.warning("accept", "accepting pauses for %d ms: %s",
+                                   ACCEPT_PAUSE_MS, os.strerror(error))
+                self.pause_accepting()
+                timer_set(&self.wheel, &self.resume_timer, monotonic_ms() + ACCEPT_PAUSE_MS)
+                return
+            # All else (ECONNABORTED, EPERM, network errors of the new socket) is about
+            # one client that is gone already.
+
+    cdef greet(self, Conn conn):
+        """Reads the first octets; only with them does Python get to know the client."""
+        cdef bytes data
+        conn.readable = True
+        try:
+            data = conn.read()
+        except OSError:
+            data = b""
+        if data is None:
+            conn.watch()
+        elif data:
+            conn.stage = SESSION
+            conn.stash = data
+            self.on_client(conn)
+        else:
+            conn.drop()
+
+    # -- the table of connections -------------------------------------------
+
+    cdef Conn enter(self, int fd):
+        """Takes over a socket, whatever happens."""
+        cdef Conn conn = Conn.__new__(Conn)
+        if not self.free_indices:
+            try:
+                self.grow_table()
+            except MemoryError:
+                close(fd)
+                raise
+        conn.engine = self
+        conn.fd = fd
+        conn.stage = SESSION
+        conn.index = self.free_indices.pop()
+        conn.generation = self.generations[conn.index]
+        conn.timer.owner = <void *>conn
+        conn.readable = True
+        Py_INCREF(conn)
+        self.table[conn.index] = <PyObject *>conn
+        return conn
+
+    cdef forget(self, Conn conn):
+        """Takes the connection off the front's epoll and table. A registration that
+        reports nothing (a dial's, one-shot) may stay: close() removes it."""
+        if conn.watched:
+            watch(self.epfd, EPOLL_CTL_DEL, conn.fd, 0, 0)
+        self.table[conn.index] = NULL
+        self.generations[conn.index] += 1
+        self.free_indices.append(conn.index)
+        Py_DECREF(conn)
+
+    cdef grow_table(self):
+        cdef uint32_t size = self.table_size * 2 if self.table_size else 256
+        cdef uint32_t i
+        table = <PyObject **>calloc(size, sizeof(PyObject *))
+        generations = <uint32_t *>calloc(size, sizeof(uint32_t))
+        if table == NULL or generations == NULL:
+            free(table)
+            free(generations)
+            raise MemoryError
+        for i in range(self.table_size):
+            table[i] = self.table[i]
+            generations[i] = self.generations[i]
+        free(self.table)
+        free(self.generations)
+        self.table = table
+        self.generations = generations
+        self.free_indices.extend(range(<int>self.table_size, <int>size))
+        self.table_size = size
+
+    # -- a turn of the front -------------------------------------------------
+
+    def run_once(self):
+        """Called by the loop when the front's epoll has something."""
+        cdef epoll_event events[MAX_EVENTS]
+        cdef int i
+        cdef uint64_t data
+        cdef int count = epoll_wait(self.epfd, events, MAX_EVENTS, 0)
+        for i in range(count):
+            data = events[i].data.u64
+            try:
+                if data == TAG_ENDED:
+                    self.drain_ended()
+                elif data == TAG_TIMER:
+                    pass
+                elif data >> 32 == 0 and data >= TAG_LISTENER:
+                    self.accept(<uint32_t>(data - TAG_LISTENER))
+                else:
+                    self.on_conn_event(data, events[i].events)
+            except Exception as error:
+                self.report(error)
+        try:
+            self.expire()
+        except Exception as error:
+            self.report(error)
+
+    cdef on_conn_event(self, uint64_t data, uint32_t events):
+        cdef uint32_t index = <uint32_t>data
+        if index < self.table_size and self.table[index] != NULL:
+            if self.generations[index] == <uint32_t>(data >> 32):
+                (<Conn>self.table[index]).on_event(events)
+
+    cdef expire(self):
+        cdef Timer expired
+        cdef Timer *timer
+        if self.epfd < 0:
+            return
+        wheel_collect(&self.wheel, monotonic_ms(), &expired)
+        while True:
+            timer = ring_pop(&expired)
+            if timer == NULL:
+                return
+            if timer == &self.resume_timer:
+                self.set_accepting(True)
+            elif timer == &self.nudge_timer:
+                self.nudge()
+            else:
+                (<Conn>timer.owner).on_deadline()
+
+    cdef report(self, error):
+        self.loop.call_exception_handler(
+            {"message": "fastsocks: error in a callback of the engine", "exception": error}
+        )
+
+    cdef session_over(self):
+        self.sessions -= 1
+        if not self.accepting and self.listeners and self.resume_timer.next == NULL:
+            self.set_accepting(True)
+
+    # -- dialling ------------------------------------------------------------
+
+    def adopt(self, sock):
+        cdef Conn conn
+        cdef int fd
+        cdef int on = 1
+        cdef socklen_t length = sizeof(Address)
+        fd = sock.detach()
+        conn = self.enter(fd)
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))  # not for Unix sockets
+        getpeername(fd, &conn.address.any, &length)
+        return conn
+
+    def dial(self, Conn client not None, tuple address, source, double timeout):
+        cdef Address target
+        cdef Conn remote
+        cdef int fd
+        cdef int error
+        cdef int on = 1
+        host, port = address
+        cdef socklen_t length = parse_address(host, port, &target)
+        if client.fd < 0 or client.reset:
+            raise ClientGone("reset the connection before the dial")
+        fd = socket(target.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+        if fd < 0:
+            raise os_error(errno)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
+        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
+        try:
+            if source is not None:
+                bind_source(fd, source, target.any.sa_family)
+            if connect(fd, &target.any, length) < 0 and errno != EINPROGRESS:
+                raise os_error(errno)
+            client.watch()
+        except BaseException:
+            close(fd)
+            raise
+        remote = self.enter(fd)
+        remote.address = target
+        remote.stage = DIALING
+        remote.registered = True
+        error = watch(self.epfd, EPOLL_CTL_ADD, fd, EPOLLOUT | EPOLLONESHOT, remote.tag())
+        if error < 0:
+            remote.drop()
+            raise os_error(-error)
+        remote.partner = client
+        client.partner = remote
+        if timeout:
+            remote.deadline(timeout)
+        remote.waiting = CONNECT
+        remote.waiter = self.loop.create_future()
+        return remote.waiter
+
+    # -- relaying ------------------------------------------------------------
+
+    def relay(self, Conn client not None, Conn remote not None, flow, bytes early not None):
+        cdef Pair *pair
+        cdef uint32_t events = WATCH_IN
+        cdef int failed
+        if client.fd < 0 or remote.fd < 0 or client is remote:
+            raise OSError(EBADF, "relay takes two open connections of this engine")
+        pair = self.new_pair()
+        if not client.counted:
+            self.sessions += 1
+        client.counted = False
+        self.relayed += 1
+        pair.end[0].fd = client.leave()
+        pair.end[1].fd = remote.leave()
+        client.stage = remote.stage = GONE
+        pair.end[0].urgent = client.urgent
+        pair.end[1].urgent = remote.urgent
+        pair.end[0].writable = pair.end[1].writable = 1
+        Py_INCREF(flow)
+        pair.flow = <void *>flow
+        if self.send_early(pair, early):
+            pair.end[1].out_armed = 1
+            events |= EPOLLOUT
+        handle = (<uint64_t>pair.generation << 32) | pair.index
+        if pair.relay.idle_ms:
+            # Before it can end, see relay_welcome(); without a wake-up, which would
+            # cost every session more than its timer is worth.
+            push_list(&pair.relay.newcomers, pair, <void **>&pair.next)
+            if self.nudge_timer.next == NULL:
+                timer_set(&self.wheel, &self.nudge_timer,
+                          pair.active_ms + min(pair.relay.idle_ms, <uint64_t>NUDGE_MS))
+        store_u32(&pair.state, JOINING)
+        failed = watch(pair.relay.epfd, EPOLL_CTL_ADD, pair.end[1].fd, events, pair_data(pair, 1))
+        if failed == 0:
+            failed = watch(pair.relay.epfd, EPOLL_CTL_ADD, pair.end[0].fd, WATCH_IN,
+                           pair_data(pair, 0))
+        if not swap_u32_if(&pair.state, JOINING, LIVE):
+            store_u32(&pair.state, LIVE)
+            self.command(pair.relay, RUN, pair.index, pair.generation)
+        if failed < 0:
+            self.command(pair.relay, KILL, pair.index, pair.generation)
+        return handle
+
+    def kill(self, uint64_t handle):
+        cdef uint32_t index = <uint32_t>handle
+        cdef Pair *pair
+        if index >= self.arena.count:
+            return
+        pair = arena_at(&self.arena, index)
+        if pair.generation == <uint32_t>(handle >> 32) and load_u32(&pair.state) != FREE:
+            self.command(pair.relay, KILL, index, pair.generation)
+
+    def counters(self):
+        cdef int i
+        totals = {
+            "accepted": self.accepted, "accept_pauses": self.pauses, "relayed": self.relayed,
+            "spliced": 0, "copied": 0, "pipes": 0, "pipes_refused": 0, "slots": 0,
+        }
+        for i in range(self.relay_count):
+            totals["spliced"] += read_u64(&self.relays[i].stats.spliced)
+            totals["copied"] += read_u64(&self.relays[i].stats.copied)
+            totals["pipes"] += read_u64(&self.relays[i].stats.pipes)
+            totals["pipes_refused"] += read_u64(&self.relays[i].stats.refused)
+            totals["slots"] += self.relays[i].pairs
+        return totals
+
+    cdef Pair *new_pair(self) except NULL:
+        """A cleared slot, given to the relay that has the fewest."""
+        cdef Pair *pair = self.arena.free
+        cdef Pair *chunk
+        cdef Relay *relay = &self.relays[0]
+        cdef int i
+        if pair == NULL:
+            if self.arena.count == CHUNK * CHUNKS:
+                raise MemoryError
+            chunk = <Pair *>calloc(CHUNK, sizeof(Pair))
+            if chunk == NULL:
+                raise MemoryError
+            for i in range(CHUNK):
+                chunk[i].index = self.arena.count + i
+                chunk[i].next = &chunk[i + 1] if i + 1 < CHUNK else NULL
+            self.arena.chunks[self.arena.count // CHUNK] = chunk
+            self.arena.count += CHUNK
+            pair = chunk
+        self.arena.free = pair.next
+        for i in range(1, self.relay_count):
+            if self.relays[i].pairs < relay.pairs:
+                relay = &self.relays[i]
+        relay.pairs += 1
+        pair.relay = relay
+        pair.timer.owner = <void *>pair
+        pair.next = NULL
+        pair.active_ms = monotonic_ms()
+        pair.dir[UP].splicing = pair.dir[DOWN].splicing = relay.only_splice
+        return pair
+
+    cdef free_pair(self, Pair *pair):
+        cdef uint32_t index = pair.index
+        cdef uint32_t generation = pair.generation
+        pair.relay.pairs -= 1
+        # The generation goes first: from then on no event or command finds the slot.
+        store_u32(&pair.generation, generation + 1)
+        store_u32(&pair.state, FREE)
+        memset(&pair.timer, 0, sizeof(Timer))
+        memset(pair.end, 0, sizeof(pair.end))
+        memset(pair.dir, 0, sizeof(pair.dir))
+        pair.queued = 0
+        pair.next = self.arena.free
+        self.arena.free = pair
+
+    cdef bint send_early(self, Pair *pair, bytes early) except -1:
+        """Whether some of the client's early payload is left for the relay to send."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(early)
+        cdef Direction *up = &pair.dir[UP]
+        cdef ssize_t sent = 0
+        if size:
+            sent = send(pair.end[1].fd, PyBytes_AS_STRING(early), size,
+                        MSG_DONTWAIT | MSG_NOSIGNAL)
+            sent = max(sent, 0)  # an error comes back when the relay tries
+            up.moved = sent
+        if sent == size:
+            return False
+        up.spill = <char *>malloc(size - sent)
+        if up.spill == NULL:
+            raise MemoryError
+        memcpy(up.spill, PyBytes_AS_STRING(early) + sent, size - sent)
+        up.spill_to = size - sent
+        return True
+
+    cdef command(self, Relay *relay, Order order, uint32_t index, uint32_t generation):
+        cdef Command *command = <Command *>malloc(sizeof(Command))
+        if command == NULL:
+            raise MemoryError
+        command.order = order
+        command.index = index
+        command.generation = generation
+        if push_list(&relay.commands, command, &command.next):
+            eventfd_write(relay.wake_fd, 1)
+
+    cdef nudge(self):
+        cdef int i
+        for i in range(self.relay_count):
+            eventfd_write(self.relays[i].wake_fd, 1)
+
+    cdef drain_ended(self):
+        """Takes what the relays have ended, in one batch, and frees the slots."""
+        cdef Pair *pair = <Pair *>take_list(&self.ended)
+        cdef Pair *after
+        cdef list batch = []
+        while pair != NULL:
+            after = pair.next
+            flow = <object>pair.flow
+            batch.append((flow, pair.dir[UP].moved, pair.dir[DOWN].moved,
+                          REASONS[pair.reason], pair.error))
+            Py_DECREF(flow)
+            self.free_pair(pair)
+            self.session_over()
+            pair = after
+        if batch:
+            self.on_closed(batch)
+
+    # -- start and end -------------------------------------------------------
+
+    cdef start_relay(self, Relay *relay):
+        cdef int failed
+        settings = self.settings
+        relay.arena = &self.arena
+        relay.ended = &self.ended
+        relay.ended_fd = self.ended_fd
+        relay.epfd = relay.wake_fd = relay.wheel.fd = -1
+        relay.pipe_size = settings.pipe_size
+        relay.max_pipes = settings.max_pipes // max(1, settings.relay_threads)
+        if settings.max_pipes and not relay.max_pipes:
+            relay.max_pipes = 1
+        relay.may_splice = settings.relay != "copy"
+        relay.only_splice = settings.relay == "splice"
+        relay.idle_ms = <uint64_t>(settings.idle_timeout * 1000)
+        relay.half_ms = <uint64_t>(settings.half_closed_timeout * 1000)
+        self.relay_count += 1
+        failed = relay_open(relay)
+        if failed < 0:
+            self.fail_to_start()
+        if not self.threaded:
+            self.loop.add_reader(relay.epfd, self.relay_inline)
+        elif pthread_create(&relay.thread, NULL, relay_thread, relay) != 0:
+            self.relay_count -= 1
+            relay_close(relay)
+            self.fail_to_start()
+        else:
+            pthread_setname_np(relay.thread, b"fastsocks-relay")
+
+    def relay_inline(self):
+        """The relay's turn on the loop's thread, where there is no thread for it."""
+        cdef Relay *relay = &self.relays[0]
+        with nogil:
+            relay_turn(relay, 0)
+        if relay.run_first != NULL:
+            eventfd_write(relay.wake_fd, 1)
+
+    cdef fail_to_start(self):
+        error = os_error(errno)
+        self.close()
+        raise error
+
+    def close(self):
+        cdef uint32_t index
+        if self.epfd < 0:
+            return
+        self.stop_listening()
+        timer_clear(&self.nudge_timer)
+        for index in range(self.table_size):
+            if self.table[index] != NULL:
+                (<Conn>self.table[index]).drop()
+        self.stop_relays()
+        self.loop.remove_reader(self.epfd)
+        for index in range(<uint32_t>self.relay_count):
+            relay_close(&self.relays[index])
+        self.relay_count = 0
+        close(self.wheel.fd)
+        close(self.ended_fd)
+        close(self.epfd)
+        self.epfd = self.ended_fd = self.wheel.fd = -1
+
+    cdef stop_relays(self):
+        cdef Relay *relay
+        cdef int i
+        for i in range(self.relay_count):
+            relay = &self.relays[i]
+            store_u32(&relay.stopping, 1)
+            if self.threaded:
+                eventfd_write(relay.wake_fd, 1)
+                with nogil:
+                    pthread_join(relay.thread, NULL)
+            else:
+                self.loop.remove_reader(relay.epfd)
+            relay_abandon(relay)
+        self.drain_ended()
+
+
+cdef int bind_source(int fd, str source, int family) except -1:
+    """The port is left to connect(): reserving one here would use it up for every
+    destination, and there are 28,000."""
+    cdef Address address
+    cdef int on = 1
+    cdef socklen_t length = parse_address(source, 0, &address)
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
+    if address.any.sa_family != family:
+        raise OSError(97, "the source address is of the other family")
+    if bind(fd, &address.any, length) < 0:
+        raise os_error(errno)
+    return 0

@@ -1,0 +1,202 @@
+# The C contract between the relay and the front: records, and what each field means.
+#
+# A record has one owner at a time. The front fills a Pair and hands it over with
+# the state LIVE; from then on only its relay's thread touches it, until it comes
+# back on the ended list.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastsocks._linux cimport EPOLLET, EPOLLIN, EPOLLPRI, EPOLLRDHUP, pthread_t
+
+
+cdef struct Timer:
+    Timer *next         # NULL when not set
+    Timer *prev
+    uint64_t due        # the tick at which it fires
+    void *owner         # a Pair of a relay, a Conn of the front
+
+
+cdef enum:
+    SLOTS = 512         # times TICK_MS: 51 s for one turn of the wheel
+
+
+cdef struct Wheel:
+    Timer slots[SLOTS]  # heads of rings; a timer sits in slot due % SLOTS
+    uint64_t tick       # the last tick that was looked at
+    uint64_t armed      # the tick the timerfd is set to, 0 for none
+    int fd              # a timerfd, watched by the epoll of the wheel's owner
+
+
+# How a session ended: indices of REASONS in _front.pyx.
+cdef enum:
+    FINISHED
+    CLIENT_RESET
+    REMOTE_RESET
+    IDLE
+    HALF_CLOSED
+    KILLED
+
+
+# What stands in epoll's 64 bits where it is not {generation, index, end}: no index
+# is ever that high.
+cdef enum:
+    TAG_LISTENER = 0x7FFF0000   # plus the listener's number
+    TAG_WAKE = 0x7FFFFFF0
+    TAG_TIMER
+    TAG_ENDED
+
+
+cdef enum:
+    MAX_EVENTS = 256
+    # Smaller pipes (an unprivileged user above his quota gets two pages) lose to copy.
+    PIPE_MIN = 64 * 1024
+    WATCH_IN = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
+
+
+cdef struct Pipe:
+    int rfd
+    int wfd
+    int size            # octets, as the kernel granted
+    Pipe *next          # in the pool
+
+
+# Where a pair stands. The loop thread makes it JOINING, LIVE or FREE; the relay
+# thread SEEN or ENDED; _compat.h's atomics decide who was first.
+cdef enum PairState:
+    FREE
+    JOINING             # one of its sockets may not be in the relay's epoll yet
+    SEEN                # an event came while JOINING: the loop must send RUN
+    LIVE
+    ENDED               # sockets closed; the slot waits for the loop to take it
+
+
+# Where a direction stands.
+cdef enum DirState:
+    OPEN
+    FIN_SEEN            # its source has ended; held bytes, then the FIN, go out
+    DONE                # FIN passed on
+
+
+cdef enum:
+    UP = 0              # from end[0], the client, to end[1], the remote
+    DOWN = 1
+
+
+cdef struct End:
+    int fd
+    uint8_t readable    # no EAGAIN since the last event
+    uint8_t writable
+    uint8_t fin         # EPOLLRDHUP: all that will ever come is in the queue
+    uint8_t broken      # EPOLLERR
+    uint8_t urgent      # URG seen: a short read no longer means an empty queue
+    uint8_t fresh       # an event came and nothing has been read since
+    uint8_t out_armed   # EPOLLOUT is asked for
+
+
+cdef struct Direction:
+    Pipe *pipe          # borrowed; kept beyond a turn only while it holds octets
+    size_t piped        # octets in the pipe
+    char *spill         # what copy could not send; NULL when nothing is held
+    size_t spill_from
+    size_t spill_to
+    uint64_t moved      # octets that have left towards the other end
+    uint8_t state       # DirState
+    uint8_t splicing
+    uint8_t streak      # full reads in a row while copying, thin ones while splicing
+
+
+cdef struct Pair:
+    Timer timer
+    uint32_t index
+    uint32_t generation # counts the sessions of this slot; part of the epoll data
+    uint32_t state      # PairState
+    uint8_t queued      # on the run queue
+    End end[2]
+    Direction dir[2]
+    uint64_t active_ms  # when the last octet moved
+    int reason          # index into REASONS, once ENDED
+    int error
+    Relay *relay
+    Pair *next          # on the run queue, then on a list of ended pairs
+    void *flow          # a counted reference to Python's record of the session
+
+
+cdef enum Order:
+    KILL
+    RUN
+
+
+cdef struct Command:
+    Order order
+    uint32_t index
+    uint32_t generation
+    void *next
+
+
+cdef enum:
+    CHUNK = 256         # pairs; chunks never move, so threads may hold pointers
+    CHUNKS = 8192
+
+
+cdef struct Arena:
+    Pair *chunks[CHUNKS]
+    uint32_t count      # slots that exist
+    Pair *free          # through Pair.next; touched by the loop thread only
+
+
+cdef struct Stats:
+    uint64_t copied
+    uint64_t spliced
+    uint64_t pipes
+    uint64_t refused    # pipes
+
+
+cdef struct Relay:
+    int epfd
+    int wake_fd         # an eventfd: commands wait
+    int ended_fd        # an eventfd of the front: ended pairs wait
+    uint32_t stopping
+    uint32_t pairs      # how many it has; loop thread only
+    pthread_t thread
+    Wheel wheel
+    Arena *arena
+    void *commands      # Command list, pushed by the loop thread
+    void *newcomers     # Pair list, pushed by the loop thread without a wake-up
+    void **ended        # the front's list of ended Pairs
+    Pair *batch         # ended in this turn; published when the turn is over
+    Pair *batch_last
+    Pair *run_first
+    Pair *run_last
+    char *scratch
+    Pipe *pool
+    uint32_t pool_made
+    uint32_t max_pipes
+    int pipe_size
+    uint64_t no_pipe_until  # ms; after a refusal the kernel is not asked at once
+    uint8_t may_splice
+    uint8_t only_splice
+    uint64_t idle_ms
+    uint64_t half_ms
+    uint64_t now_ms
+    Stats stats
+
+
+cdef uint64_t monotonic_ms() noexcept nogil
+cdef int watch(int epfd, int operation, int fd, uint32_t events, uint64_t data) noexcept nogil
+
+cdef int wheel_open(Wheel *wheel, int epfd) noexcept nogil
+cdef void wheel_collect(Wheel *wheel, uint64_t now_ms, Timer *expired) noexcept nogil
+cdef void timer_set(Wheel *wheel, Timer *timer, uint64_t due_ms) noexcept nogil
+cdef void timer_clear(Timer *timer) noexcept nogil
+cdef Timer *ring_pop(Timer *head) noexcept nogil
+
+cdef int pipe_probe(int wanted) noexcept nogil
+
+cdef uint64_t pair_data(Pair *pair, int which) noexcept nogil
+cdef Pair *arena_at(Arena *arena, uint32_t index) noexcept nogil
+
+cdef int relay_open(Relay *relay) noexcept nogil
+cdef void *relay_thread(void *argument) noexcept nogil
+cdef void relay_turn(Relay *relay, int timeout_ms) noexcept nogil
+cdef void relay_abandon(Relay *relay) noexcept nogil
+cdef void relay_close(Relay *relay) noexcept nogil

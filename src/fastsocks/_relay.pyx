@@ -1,0 +1,701 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The relay of the native engine (Linux): pairs of sockets, moved by threads that
+never hold the GIL.
+
+It must not know Python objects: every function here is nogil and noexcept, takes
+the records of _relay.pxd, and answers with numbers. How a session came to be a pair
+is the front's business (_front.pyx); kernel facts are told where they matter.
+
+A pair's turn, for each direction:
+
+    flush what is held -> pass on a FIN -> fill (copy or splice) -> again
+
+Invariants: nothing is read while something is held (so EAGAIN from splice means
+an empty socket, never a full pipe); a FIN goes out only when nothing is held; a
+pipe that holds octets is never pooled; a slot is reused only after the batch of
+events in which it ended.
+"""
+
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from fastsocks._linux cimport *
+
+
+cdef enum:
+    TICK_MS = 100
+    # Large enough that one system call moves what a fast sender has queued, small
+    # enough to stay in the second-level cache.
+    SCRATCH = 256 * 1024
+    # A read of this much at once is a stream's; two in a row and splice pays.
+    STREAM_READ = 64 * 1024
+    STREAM_READS = 2
+    # Below this splice costs more than copying; this often in a row and it stops.
+    THIN_SPLICE = 16 * 1024
+    THIN_SPLICES = 8
+    # One direction of one pair in one turn; then the others get theirs.
+    TURN_ROUNDS = 4
+    TURN_OCTETS = 1024 * 1024
+    # A direction that has rested for this long starts as copy again.
+    REST_MS = 1000
+    PIPE_RETRY_MS = 1000
+
+# == time ====================================================================
+
+cdef uint64_t monotonic_ms() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+cdef int wheel_open(Wheel *wheel, int epfd) noexcept nogil:
+    cdef int i
+    for i in range(SLOTS):
+        wheel.slots[i].next = wheel.slots[i].prev = &wheel.slots[i]
+    wheel.tick = monotonic_ms() // TICK_MS
+    wheel.armed = 0
+    wheel.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+    if wheel.fd < 0:
+        return -errno
+    return watch(epfd, EPOLL_CTL_ADD, wheel.fd, EPOLLIN | EPOLLET, TAG_TIMER)
+
+
+cdef void wheel_arm(Wheel *wheel, uint64_t tick) noexcept nogil:
+    cdef itimerspec when
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = tick * TICK_MS // 1000
+    when.it_value.tv_nsec = (tick * TICK_MS % 1000) * 1000000
+    timerfd_settime(wheel.fd, TFD_TIMER_ABSTIME, &when, NULL)
+    wheel.armed = tick
+
+
+cdef void timer_clear(Timer *timer) noexcept nogil:
+    if timer.next != NULL:
+        timer.next.prev = timer.prev
+        timer.prev.next = timer.next
+        timer.next = timer.prev = NULL
+
+
+cdef void ring_append(Timer *head, Timer *timer) noexcept nogil:
+    timer.prev = head.prev
+    timer.next = head
+    head.prev.next = timer
+    head.prev = timer
+
+
+cdef void timer_set(Wheel *wheel, Timer *timer, uint64_t due_ms) noexcept nogil:
+    """Rounded up to a tick, so that a timer never fires early."""
+    timer_clear(timer)
+    timer.due = due_ms // TICK_MS + 1
+    if timer.due <= wheel.tick:
+        timer.due = wheel.tick + 1
+    ring_append(&wheel.slots[timer.due % SLOTS], timer)
+    if wheel.armed == 0 or timer.due < wheel.armed:
+        wheel_arm(wheel, timer.due)
+
+
+cdef void wheel_collect(Wheel *wheel, uint64_t now_ms, Timer *expired) noexcept nogil:
+    """Moves the timers that are due into the ring ``expired``, and arms the next."""
+    cdef uint64_t now = now_ms // TICK_MS
+    cdef uint64_t tick
+    cdef Timer *head
+    cdef Timer *timer
+    cdef Timer *after
+    expired.next = expired.prev = expired
+    if wheel.armed == 0 or now < wheel.armed:
+        return
+    tick = wheel.tick + 1
+    if now - wheel.tick > SLOTS:
+        tick = now - SLOTS + 1
+    while tick <= now:
+        head = &wheel.slots[tick % SLOTS]
+        timer = head.next
+        while timer != head:
+            after = timer.next
+            if timer.due <= now:
+                timer_clear(timer)
+                ring_append(expired, timer)
+            timer = after
+        tick += 1
+    wheel.tick = now
+    wheel.armed = 0
+    for tick in range(now + 1, now + 1 + SLOTS):
+        head = &wheel.slots[tick % SLOTS]
+        if head.next != head:
+            wheel_arm(wheel, tick)
+            break
+
+
+cdef Timer *ring_pop(Timer *head) noexcept nogil:
+    cdef Timer *timer = head.next
+    if timer == head:
+        return NULL
+    timer_clear(timer)
+    return timer
+
+
+# == descriptors =============================================================
+
+cdef int watch(int epfd, int operation, int fd, uint32_t events, uint64_t data) noexcept nogil:
+    cdef epoll_event event
+    event.events = events
+    event.data.u64 = data
+    return -errno if epoll_ctl(epfd, operation, fd, &event) < 0 else 0
+
+
+cdef void reset_on_close(int fd) noexcept nogil:
+    """Makes close() send a reset: truth for the peer, who would take a FIN for a
+    complete stream, and no TIME_WAIT for us. Means nothing to a Unix socket."""
+    cdef linger now
+    now.l_onoff = 1
+    now.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))
+
+
+# == pipes ===================================================================
+
+cdef void pipe_destroy(Relay *relay, Pipe *pipe) noexcept nogil:
+    close(pipe.rfd)
+    close(pipe.wfd)
+    free(pipe)
+    relay.pool_made -= 1
+    count_u64(&relay.stats.pipes, <uint64_t>-1)
+
+
+cdef Pipe *pipe_take(Relay *relay) noexcept nogil:
+    """NULL where none is to be had: the caller copies."""
+    cdef Pipe *pipe = relay.pool
+    cdef int ends[2]
+    if pipe != NULL:
+        relay.pool = pipe.next
+        return pipe
+    if relay.pool_made >= relay.max_pipes or relay.now_ms < relay.no_pipe_until:
+        count_u64(&relay.stats.refused, 1)
+        return NULL
+    pipe = <Pipe *>malloc(sizeof(Pipe))
+    if pipe != NULL and pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0:
+        free(pipe)
+        pipe = NULL
+    if pipe == NULL:
+        relay.no_pipe_until = relay.now_ms + PIPE_RETRY_MS
+        count_u64(&relay.stats.refused, 1)
+        return NULL
+    pipe.rfd = ends[0]
+    pipe.wfd = ends[1]
+    # A refusal leaves the size as it was; what counts is what the kernel says then.
+    fcntl(pipe.wfd, F_SETPIPE_SZ, relay.pipe_size)
+    pipe.size = fcntl(pipe.wfd, F_GETPIPE_SZ)
+    relay.pool_made += 1
+    count_u64(&relay.stats.pipes, 1)
+    if pipe.size < PIPE_MIN:
+        pipe_destroy(relay, pipe)
+        relay.no_pipe_until = relay.now_ms + PIPE_RETRY_MS
+        count_u64(&relay.stats.refused, 1)
+        return NULL
+    return pipe
+
+
+cdef int pipe_probe(int wanted) noexcept nogil:
+    """The size that the kernel grants a pipe of ours, 0 for none at all."""
+    cdef int ends[2]
+    cdef int size
+    if pipe2(ends, O_CLOEXEC) < 0:
+        return 0
+    fcntl(ends[1], F_SETPIPE_SZ, wanted)
+    size = fcntl(ends[1], F_GETPIPE_SZ)
+    close(ends[0])
+    close(ends[1])
+    return size
+
+
+cdef void dir_return_pipe(Relay *relay, Direction *dir) noexcept nogil:
+    """To the pool if clean; a dirty one would hand these octets to another session."""
+    cdef Pipe *pipe = dir.pipe
+    if pipe == NULL:
+        return
+    dir.pipe = NULL
+    if dir.piped:
+        pipe_destroy(relay, pipe)
+        dir.piped = 0
+    else:
+        pipe.next = relay.pool
+        relay.pool = pipe
+
+
+# == one direction ===========================================================
+
+# What a step of a direction tells the one above it; a fault is -errno.
+cdef enum Step:
+    AGAIN               # progress: go on
+    WAIT                # nothing to do until an event comes
+    MORE                # the budget is used up: come back in the next turn
+
+
+cdef int pair_fault(Pair *pair, int which) noexcept nogil:
+    """-errno of the system call that has just failed on one end. A FIN of that end
+    is no longer believed: it may only be what a reset has left of one."""
+    pair.end[which].broken = 1
+    pair.reason = CLIENT_RESET if which == 0 else REMOTE_RESET
+    return -errno
+
+
+cdef int end_blocked(Pair *pair, int which) noexcept nogil:
+    """A send met EAGAIN. EPOLLOUT is asked for only from then on, once: most
+    sessions never need it, and each would be woken by it at the start."""
+    cdef End *end = &pair.end[which]
+    end.writable = 0
+    if end.out_armed:
+        return WAIT
+    end.out_armed = 1
+    if watch(pair.relay.epfd, EPOLL_CTL_MOD, end.fd, WATCH_IN | EPOLLOUT,
+             pair_data(pair, which)) < 0:
+        return pair_fault(pair, which)
+    return WAIT
+
+
+cdef int dir_flush(Relay *relay, Pair *pair, int d) noexcept nogil:
+    """Sends what is held until it is gone or the destination is full.
+
+    A partial splice is tried again until EAGAIN: only that promises an event.
+    """
+    cdef Direction *dir = &pair.dir[d]
+    cdef End *destination = &pair.end[1 - d]
+    cdef ssize_t sent
+    while dir.piped or dir.spill != NULL:
+        if not destination.writable:
+            return WAIT
+        if dir.spill != NULL:
+            sent = send(destination.fd, dir.spill + dir.spill_from,
+                        dir.spill_to - dir.spill_from, MSG_DONTWAIT | MSG_NOSIGNAL)
+        else:
+            # No SPLICE_F_MORE: it corks the socket for 200 ms when nothing follows.
+            sent = splice(dir.pipe.rfd, NULL, destination.fd, NULL, dir.piped,
+                          SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
+        if sent < 0:
+            if errno == EINTR:
+                continue
+            return end_blocked(pair, 1 - d) if errno == EAGAIN else pair_fault(pair, 1 - d)
+        dir_sent(relay, pair, d, sent)
+        if dir.spill == NULL:
+            count_u64(&relay.stats.spliced, sent)
+            dir.piped -= sent
+        else:
+            count_u64(&relay.stats.copied, sent)
+            dir.spill_from += sent
+            if dir.spill_from == dir.spill_to:
+                free(dir.spill)
+                dir.spill = NULL
+    return AGAIN
+
+
+cdef inline void dir_sent(Relay *relay, Pair *pair, int d, size_t octets) noexcept nogil:
+    pair.dir[d].moved += octets
+    pair.active_ms = relay.now_ms
+
+
+cdef int dir_copy(Relay *relay, Pair *pair, int d) noexcept nogil:
+    """One recv and, at once, one send; what is not taken is held in the spill."""
+    cdef Direction *dir = &pair.dir[d]
+    cdef End *source = &pair.end[d]
+    cdef End *destination = &pair.end[1 - d]
+    cdef ssize_t got
+    cdef ssize_t sent = 0
+    source.fresh = 0
+    got = recv(source.fd, relay.scratch, SCRATCH, MSG_DONTWAIT)
+    if got < 0:
+        if errno == EAGAIN:
+            source.readable = 0
+            return AGAIN
+        return AGAIN if errno == EINTR else pair_fault(pair, d)
+    if got == 0:
+        dir.state = FIN_SEEN
+        return AGAIN
+    if got < SCRATCH and not source.urgent:
+        # The queue is empty: no EAGAIN or 0 has to be fetched. Not so with urgent
+        # data about, where a read stops short at the mark.
+        source.readable = 0
+        if source.fin:
+            dir.state = FIN_SEEN
+    if got < STREAM_READ or source.urgent:
+        dir.streak = 0
+    elif relay.may_splice:
+        dir.streak += 1
+        if dir.streak >= STREAM_READS:
+            dir.splicing = 1
+            dir.streak = 0
+    sent = send(destination.fd, relay.scratch, got, MSG_DONTWAIT | MSG_NOSIGNAL)
+    if sent < 0:
+        if errno != EAGAIN and errno != EINTR:
+            return pair_fault(pair, 1 - d)
+        sent = 0
+    if sent:
+        dir_sent(relay, pair, d, sent)
+        count_u64(&relay.stats.copied, sent)
+    if sent < got:
+        dir.spill = <char *>malloc(got - sent)
+        if dir.spill == NULL:
+            return pair_fault(pair, 1 - d)
+        memcpy(dir.spill, relay.scratch + sent, got - sent)
+        dir.spill_from = 0
+        dir.spill_to = got - sent
+    return AGAIN
+
+
+cdef int dir_splice(Relay *relay, Pair *pair, int d) noexcept nogil:
+    """Socket to pipe; the flush that follows is pipe to socket."""
+    cdef Direction *dir = &pair.dir[d]
+    cdef End *source = &pair.end[d]
+    cdef ssize_t got
+    cdef bint fresh = source.fresh
+    if dir.pipe == NULL:
+        dir.pipe = pipe_take(relay)
+        if dir.pipe == NULL:
+            dir_rest(relay, dir)
+            return dir_copy(relay, pair, d)
+    source.fresh = 0
+    got = splice(source.fd, NULL, dir.pipe.wfd, NULL, dir.pipe.size,
+                 SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
+    if got > 0:
+        dir.piped = got
+        if got >= THIN_SPLICE:
+            dir.streak = 0
+        else:
+            dir.streak += 1
+            if dir.streak >= THIN_SPLICES:
+                dir_rest(relay, dir)
+        return AGAIN
+    if got < 0:
+        if errno == EINTR:
+            return AGAIN
+        if errno == EAGAIN and not fresh:
+            source.readable = 0
+            return AGAIN
+        if errno != EAGAIN and errno != EINVAL:
+            return pair_fault(pair, d)
+    # 0 (FIN, or urgent data with a FIN behind it), EAGAIN right after an event (urgent
+    # data in front), or EINVAL (not now, not this socket): recv tells which it is.
+    return dir_copy(relay, pair, d)
+
+
+cdef void dir_rest(Relay *relay, Direction *dir) noexcept nogil:
+    """Back to copy, unless splice was asked for outright."""
+    dir.splicing = relay.only_splice
+    dir.streak = 0
+
+
+cdef int dir_move(Relay *relay, Pair *pair, int d) noexcept nogil:
+    """One direction's turn: WAIT, MORE, or the -errno of a fault that ends the pair."""
+    cdef Direction *dir = &pair.dir[d]
+    cdef End *source = &pair.end[d]
+    cdef End *destination = &pair.end[1 - d]
+    cdef uint64_t start = dir.moved
+    cdef int rounds = 0
+    cdef int step
+    if dir.state == DONE:
+        return WAIT
+    while True:
+        step = dir_flush(relay, pair, d)
+        if step != AGAIN:
+            break
+        if dir.state == FIN_SEEN:
+            step = WAIT
+            if source.broken:
+                break
+            dir.state = DONE
+            # When both directions are done close() sends the FIN anyway.
+            if pair.dir[1 - d].state != DONE:
+                shutdown(destination.fd, SHUT_WR)
+                pair_set_timer(relay, pair)
+            break
+        if not source.readable or not destination.writable:
+            step = WAIT
+            break
+        if rounds >= TURN_ROUNDS or dir.moved - start >= TURN_OCTETS:
+            step = MORE
+            break
+        rounds += 1
+        if dir.splicing and not source.urgent:
+            step = dir_splice(relay, pair, d)
+        else:
+            step = dir_copy(relay, pair, d)
+        if step < 0:
+            break
+    if dir.piped == 0:
+        dir_return_pipe(relay, dir)
+    return step
+
+
+# == one pair ================================================================
+
+cdef uint64_t pair_data(Pair *pair, int which) noexcept nogil:
+    return (<uint64_t>pair.generation << 32) | (pair.index << 1) | which
+
+
+cdef Pair *arena_at(Arena *arena, uint32_t index) noexcept nogil:
+    return &arena.chunks[index // CHUNK][index % CHUNK]
+
+
+cdef void pair_set_timer(Relay *relay, Pair *pair) noexcept nogil:
+    cdef uint64_t limit = pair_limit(relay, pair)
+    if limit:
+        timer_set(&relay.wheel, &pair.timer, pair.active_ms + limit)
+    else:
+        timer_clear(&pair.timer)
+
+
+cdef uint64_t pair_limit(Relay *relay, Pair *pair) noexcept nogil:
+    """How long this pair may rest, in ms; 0 for as long as it likes."""
+    cdef bint half = pair.dir[UP].state == DONE or pair.dir[DOWN].state == DONE
+    return relay.half_ms if half and relay.half_ms else relay.idle_ms
+
+
+cdef void pair_queue(Relay *relay, Pair *pair) noexcept nogil:
+    if pair.queued:
+        return
+    pair.queued = 1
+    pair.next = NULL
+    if relay.run_last == NULL:
+        relay.run_first = pair
+    else:
+        relay.run_last.next = pair
+    relay.run_last = pair
+
+
+cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
+    cdef int up = dir_move(relay, pair, UP)
+    cdef int reason = pair.reason
+    # Even when up failed: what the broken end had sent before is still in its queue.
+    cdef int down = dir_move(relay, pair, DOWN)
+    if up < 0:
+        pair_end(relay, pair, reason, -up)
+    elif down < 0:
+        pair_end(relay, pair, pair.reason, -down)
+    elif pair.dir[UP].state == DONE and pair.dir[DOWN].state == DONE:
+        pair_end(relay, pair, FINISHED, 0)
+    elif up == MORE or down == MORE:
+        pair_queue(relay, pair)
+    elif pair.end[0].broken:
+        pair_end(relay, pair, CLIENT_RESET, ECONNRESET)
+    elif pair.end[1].broken:
+        pair_end(relay, pair, REMOTE_RESET, ECONNRESET)
+
+
+cdef void pair_end(Relay *relay, Pair *pair, int reason, int error) noexcept nogil:
+    cdef int which
+    for which in range(2):
+        if reason != FINISHED:
+            reset_on_close(pair.end[which].fd)
+        close(pair.end[which].fd)
+        pair.end[which].fd = -1
+        dir_return_pipe(relay, &pair.dir[which])
+        free(pair.dir[which].spill)
+        pair.dir[which].spill = NULL
+    timer_clear(&pair.timer)
+    pair.reason = reason
+    pair.error = error
+    store_u32(&pair.state, ENDED)
+    if pair.queued:
+        # It stays on the run queue until that is next walked, and is handed over then.
+        return
+    pair_publish_later(relay, pair)
+
+
+cdef void pair_publish_later(Relay *relay, Pair *pair) noexcept nogil:
+    pair.next = relay.batch
+    if relay.batch == NULL:
+        relay.batch_last = pair
+    relay.batch = pair
+
+
+# == the relay's turn ========================================================
+
+cdef void relay_event(Relay *relay, uint64_t data, uint32_t events) noexcept nogil:
+    """Notes what happened to an end. A stale event (its socket closed, its slot
+    used again) does not match the slot's generation."""
+    cdef Pair *pair = arena_at(relay.arena, <uint32_t>data >> 1)
+    cdef End *end = &pair.end[data & 1]
+    cdef uint32_t state
+    if load_u32(&pair.generation) != <uint32_t>(data >> 32):
+        return
+    state = load_u32(&pair.state)
+    if state == ENDED or state == FREE:
+        return
+    if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        end.readable = end.fresh = 1
+    if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+        end.writable = 1
+    if events & EPOLLRDHUP and not events & EPOLLERR:
+        end.fin = 1  # with EPOLLERR it is a reset that looks like one
+    if events & EPOLLPRI:
+        end.urgent = 1
+    if events & EPOLLERR:
+        end.broken = 1
+    if state == JOINING and swap_u32_if(&pair.state, JOINING, SEEN):
+        return  # the loop finds SEEN when it has joined both ends, and sends RUN
+    if load_u32(&pair.state) == LIVE:
+        pair_queue(relay, pair)
+
+
+cdef void relay_obey(Relay *relay) noexcept nogil:
+    """The commands of the loop thread, each for one generation of one slot."""
+    cdef Command *command = <Command *>take_list(&relay.commands)
+    cdef Command *after
+    cdef Pair *pair
+    while command != NULL:
+        pair = arena_at(relay.arena, command.index)
+        if load_u32(&pair.generation) == command.generation and load_u32(&pair.state) == LIVE:
+            if command.order == RUN:
+                pair_queue(relay, pair)
+            else:
+                pair_end(relay, pair, KILLED, 0)
+        after = <Command *>command.next
+        free(command)
+        command = after
+
+
+cdef void relay_run(Relay *relay) noexcept nogil:
+    """Each pair that was on the queue gets one turn; who wants more queues again."""
+    cdef Pair *pair = relay.run_first
+    cdef Pair *after
+    relay.run_first = relay.run_last = NULL
+    while pair != NULL:
+        after = pair.next
+        pair.queued = 0
+        if load_u32(&pair.state) == ENDED:
+            pair_publish_later(relay, pair)
+        else:
+            if relay.now_ms - pair.active_ms > REST_MS:
+                dir_rest(relay, &pair.dir[UP])
+                dir_rest(relay, &pair.dir[DOWN])
+            pair_step(relay, pair)
+        pair = after
+
+
+cdef void relay_expire(Relay *relay) noexcept nogil:
+    """Timers are set once and checked late: moving an octet costs no timer work."""
+    cdef Timer expired
+    cdef Timer *timer
+    cdef Pair *pair
+    cdef uint64_t limit
+    wheel_collect(&relay.wheel, relay.now_ms, &expired)
+    while True:
+        timer = ring_pop(&expired)
+        if timer == NULL:
+            return
+        pair = <Pair *>timer.owner
+        limit = pair_limit(relay, pair)
+        if pair.active_ms + limit > relay.now_ms:
+            pair_set_timer(relay, pair)
+        elif pair.dir[UP].state == DONE or pair.dir[DOWN].state == DONE:
+            pair_end(relay, pair, HALF_CLOSED, ETIMEDOUT)
+        else:
+            pair_end(relay, pair, IDLE, ETIMEDOUT)
+
+
+cdef void relay_publish(Relay *relay) noexcept nogil:
+    """Only now may the loop reuse the slots: no event of this batch is left."""
+    cdef Pair *first = relay.batch
+    if first == NULL:
+        return
+    cdef Pair *last = relay.batch_last
+    relay.batch = NULL
+    if push_list(relay.ended, first, <void **>&last.next):
+        eventfd_write(relay.ended_fd, 1)
+
+
+cdef void relay_welcome(Relay *relay) noexcept nogil:
+    """Sets the timers of pairs handed over since the last turn. A pair is on this
+    list before it is in the epoll, so it is off it before it can end."""
+    cdef Pair *pair = <Pair *>take_list(&relay.newcomers)
+    cdef Pair *after
+    while pair != NULL:
+        after = pair.next
+        pair_set_timer(relay, pair)
+        pair = after
+
+
+cdef void relay_turn(Relay *relay, int timeout_ms) noexcept nogil:
+    cdef epoll_event events[MAX_EVENTS]
+    cdef int i
+    cdef int count = epoll_wait(relay.epfd, events, MAX_EVENTS,
+                                timeout_ms if relay.run_first == NULL else 0)
+    relay.now_ms = monotonic_ms()
+    relay_welcome(relay)
+    for i in range(count):
+        if events[i].data.u64 == TAG_WAKE:
+            relay_obey(relay)
+        elif events[i].data.u64 != TAG_TIMER:
+            relay_event(relay, events[i].data.u64, events[i].events)
+    relay_run(relay)
+    relay_expire(relay)
+    relay_publish(relay)
+
+
+cdef void *relay_thread(void *argument) noexcept nogil:
+    cdef Relay *relay = <Relay *>argument
+    cdef sigset_t every
+    # Signals are for Python's thread; SIGPIPE from a splice becomes plain EPIPE.
+    sigfillset(&every)
+    pthread_sigmask(SIG_SETMASK, &every, NULL)
+    while not load_u32(&relay.stopping):
+        relay_turn(relay, -1)
+    return NULL
+
+
+cdef int relay_open(Relay *relay) noexcept nogil:
+    cdef int failed
+    relay.scratch = <char *>malloc(SCRATCH)
+    relay.epfd = epoll_create1(EPOLL_CLOEXEC)
+    relay.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+    if relay.scratch == NULL:
+        return -ENOMEM
+    if relay.epfd < 0 or relay.wake_fd < 0:
+        return -errno
+    failed = wheel_open(&relay.wheel, relay.epfd)
+    if failed < 0:
+        return failed
+    # Edge-triggered, so the eventfd is never read: each write is an edge.
+    return watch(relay.epfd, EPOLL_CTL_ADD, relay.wake_fd, EPOLLIN | EPOLLET, TAG_WAKE)
+
+
+cdef void relay_abandon(Relay *relay) noexcept nogil:
+    """Ends every pair by reset, on whatever thread, after the relay's own is gone."""
+    cdef Pair *pair
+    cdef uint32_t state
+    cdef uint32_t index
+    relay_welcome(relay)
+    while relay.run_first != NULL:
+        pair = relay.run_first
+        relay.run_first = pair.next
+        pair.queued = 0
+        if load_u32(&pair.state) == ENDED:
+            pair_publish_later(relay, pair)
+    relay.run_last = NULL
+    for index in range(relay.arena.count):
+        pair = arena_at(relay.arena, index)
+        state = load_u32(&pair.state)
+        if pair.relay == relay and state != FREE and state != ENDED:
+            pair_end(relay, pair, KILLED, 0)
+    relay_publish(relay)
+
+
+cdef void relay_close(Relay *relay) noexcept nogil:
+    """After the thread has ended and every pair with it."""
+    cdef Command *command = <Command *>take_list(&relay.commands)
+    cdef Command *after
+    cdef Pipe *pipe
+    while command != NULL:
+        after = <Command *>command.next
+        free(command)
+        command = after
+    while relay.pool != NULL:
+        pipe = relay.pool
+        relay.pool = pipe.next
+        pipe_destroy(relay, pipe)
+    if relay.wheel.fd >= 0:
+        close(relay.wheel.fd)
+    if relay.wake_fd >= 0:
+        close(relay.wake_fd)
+    if relay.epfd >= 0:
+        close(relay.epfd)
+    free(relay.scratch)

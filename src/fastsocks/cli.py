@@ -1,0 +1,346 @@
+"""The command line: argv to Config, a loop to run on, signals to stop by.
+
+Exit status: 0 stopped as asked, 1 could not run, 2 was asked for something that
+makes no sense. Bad input ends in one line, never in a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from fastsocks._version import __version__
+from fastsocks.config import ENGINES, RELAYS, Config
+from fastsocks.errors import ConfigError
+from fastsocks.flow import endpoint
+from fastsocks.server import Server
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+log = logging.getLogger("fastsocks")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    try:
+        config = to_config(options)
+    except ConfigError as error:
+        parser.error(flag_named(str(error)))
+    logging.basicConfig(
+        level=logging.ERROR if options.quiet else options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    raise_descriptor_limit()
+    factory, loop_name = choose_loop()
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(serve(config, loop_name))
+    except ConfigError as error:
+        parser.error(flag_named(str(error)))
+    except OSError as error:
+        print(f"fastsocks: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def serve(config: Config, loop_name: str) -> None:
+    """Until SIGINT or SIGTERM; a second one ends the grace period."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    server = Server(config)
+    server.start()
+    announce(server, loop_name)
+    await stop.wait()
+    assert server.engine is not None
+    log.info("stopping: %d sessions have %g s to finish", server.engine.sessions, config.grace)
+    stopping = asyncio.ensure_future(server.stop())
+    hurrying = asyncio.ensure_future(hurry.wait())
+    await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    if not stopping.done():
+        stopping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
+        await server.stop(0)
+
+
+def announce(server: Server, loop_name: str) -> None:
+    """One line for people and for programs that wait for it. A reader who has
+    gone away is no reason to stop."""
+    engine = server.engine
+    assert engine is not None
+    where = ", ".join(endpoint(*address) for address in server.addresses)
+    login = "USER:PASSWORD@" if server.config.users else ""
+    example = f"curl -x socks5h://{login}{endpoint(*server.addresses[0])} https://example.org/"
+    with contextlib.suppress(OSError):
+        print(
+            f"fastsocks listening on {where} (engine {engine.name}, loop {loop_name},"
+            f" {engine.describe()}); try: {example}",
+            flush=True,
+        )
+
+
+def choose_loop() -> tuple[Callable[[], asyncio.AbstractEventLoop], str]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop, "asyncio"
+    return uvloop.new_event_loop, "uvloop"
+
+
+def raise_descriptor_limit() -> None:
+    """To what this user may have: the default of 1,024 is for select(), and a
+    session takes two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# -- flags -----------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="fastsocks",
+        description="A SOCKS4, SOCKS4a and SOCKS5 proxy server.",
+        epilog="Without flags it serves 127.0.0.1:1080. Times are in seconds, 0 means no limit.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--listen",
+        metavar="HOST:PORT",
+        action="append",
+        help="where to listen; may be given again; [::1]:1080 for IPv6 (127.0.0.1:1080)",
+    )
+    add("-i", dest="host", metavar="HOST", help="listen on this address, as with microsocks")
+    add("-p", dest="port", metavar="PORT", help="listen on this port, as with microsocks")
+    add("-u", dest="user", metavar="USER", help="the user that clients must log in as")
+    add(
+        "-P",
+        dest="password",
+        metavar="PASSWORD",
+        help="his password; others on this machine may see it before it is wiped from the"
+        " process list, so rather use --password-file or FASTSOCKS_PASSWORD",
+    )
+    add("--password-file", metavar="FILE", help="read the password from the first line of FILE")
+    add("-b", dest="source", metavar="ADDRESS", help="connect to remotes from this address")
+    add("-q", dest="quiet", action="store_true", help="log errors only")
+    add(
+        "--open",
+        action="store_true",
+        help="allow to listen beyond loopback without a user: an open proxy",
+    )
+    add("--engine", metavar="NAME", default="auto", help=f"{', '.join(ENGINES)} (auto)")
+    add(
+        "--relay",
+        metavar="HOW",
+        default="auto",
+        help=f"{', '.join(RELAYS)} (auto: copy, then splice what streams)",
+    )
+    add(
+        "--relay-threads",
+        metavar="N",
+        type=thread_count,
+        default=1,
+        help="threads that relay; auto for one a core; 0 to relay on the loop's thread (1)",
+    )
+    add(
+        "--pipe-size",
+        metavar="SIZE",
+        type=size,
+        default=1 << 20,
+        help="octets asked for per pipe, with k or m (1m)",
+    )
+    add(
+        "--max-pipes",
+        metavar="N",
+        type=whole,
+        help="pipes held at once; beyond that the relay copies (half of the kernel's limit"
+        " for one user, at most 64)",
+    )
+    add(
+        "--handshake-timeout",
+        metavar="S",
+        type=seconds,
+        default=10.0,
+        help="from accept to complete request (10)",
+    )
+    add(
+        "--connect-timeout",
+        metavar="S",
+        type=seconds,
+        default=10.0,
+        help="for resolving and connecting (10)",
+    )
+    add(
+        "--idle-timeout",
+        metavar="S",
+        type=seconds,
+        default=300.0,
+        help="without a byte either way (300)",
+    )
+    add(
+        "--half-closed-timeout",
+        metavar="S",
+        type=seconds,
+        default=60.0,
+        help="the same once one end has finished (60)",
+    )
+    add(
+        "--grace",
+        metavar="S",
+        type=seconds,
+        default=10.0,
+        help="for sessions to finish when told to stop (10)",
+    )
+    add(
+        "--max-sessions",
+        metavar="N",
+        type=whole,
+        help="connections held at once (as many as there are descriptors for)",
+    )
+    add(
+        "--log-level",
+        metavar="LEVEL",
+        default="info",
+        choices=LOG_LEVELS,
+        help=f"{', '.join(LOG_LEVELS)} (info); debug has a line for each session",
+    )
+    add("--version", action="version", version=f"fastsocks {__version__}")
+    return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """One clear line instead of the usage text in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"fastsocks: {message} (see fastsocks --help)\n")
+
+
+def to_config(options: argparse.Namespace) -> Config:
+    """Raises ConfigError naming the flag."""
+    settings: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in (
+            "source",
+            "open",
+            "engine",
+            "relay",
+            "relay_threads",
+            "pipe_size",
+            "max_pipes",
+            "handshake_timeout",
+            "connect_timeout",
+            "idle_timeout",
+            "half_closed_timeout",
+            "grace",
+            "max_sessions",
+        )
+    }
+    password = read_password(options)
+    if (options.user is None) != (password is None):
+        missing = (
+            "-u USER"
+            if options.user is None
+            else "a password (-P, --password-file or FASTSOCKS_PASSWORD)"
+        )
+        raise ConfigError(f"user and password belong together: {missing} is missing")
+    if options.user is not None:
+        settings["users"] = {options.user: password}
+    settings["listen"] = listeners(options)
+    return Config(**settings)
+
+
+def listeners(options: argparse.Namespace) -> list[str]:
+    if options.host is None and options.port is None:
+        return options.listen or ["127.0.0.1:1080"]
+    if options.listen:
+        raise ConfigError("--listen and -i/-p say the same thing: use one of them")
+    return [endpoint(options.host or "127.0.0.1", options.port or "1080")]
+
+
+def read_password(options: argparse.Namespace) -> str | None:
+    """From argv, a file, or the environment, in this order; wiped where it stood."""
+    if options.password is not None:
+        wipe_from_argv(options.password)
+        return str(options.password)
+    if options.password_file is not None:
+        try:
+            with open(options.password_file, encoding="utf-8") as file:
+                return file.readline().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ConfigError(f"--password-file {options.password_file}: {reason}") from None
+    return os.environ.pop("FASTSOCKS_PASSWORD", None) if options.user is not None else None
+
+
+def wipe_from_argv(secret: str) -> None:
+    """Overwrites the password in this process's own argument area, which ``ps`` shows.
+
+    The kernel says where that area is (fields 48 and 49 of /proc/self/stat). Where
+    it does not, nothing is done: it is a courtesy, not a protection.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        area = ctypes.string_at(start, end - start)
+        wanted = secret.encode()
+        for argument in area.split(b"\0"):
+            if argument in (wanted, b"-P" + wanted):
+                at = start + area.index(argument) + len(argument) - len(wanted)
+                ctypes.memset(at, ord("*"), len(wanted))
+
+
+def flag_named(message: str) -> str:
+    """Config speaks of its fields; on the command line they are flags."""
+    field, _, rest = message.partition(" ")
+    flag = {"source": "-b"}.get(field, f"--{field.replace('_', '-')}")
+    known = field.isidentifier() and field in Config.__dataclass_fields__
+    return f"{flag} {rest}" if known else message
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds, 0 for no limit")
+    return value
+
+
+def whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number")
+    return int(text)
+
+
+def thread_count(text: str) -> int:
+    return (os.cpu_count() or 1) if text == "auto" else whole(text)
+
+
+def size(text: str) -> int:
+    number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    if not (number.isascii() and number.isdigit()) or unit not in SIZE_UNITS:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of octets, as 65536, 64k or 1m")
+    return int(number) * SIZE_UNITS[unit]

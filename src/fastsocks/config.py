@@ -1,0 +1,159 @@
+"""Everything that can be set, in one frozen and validated record.
+
+The same fields are the keyword arguments of ``fastsocks.Server`` and the flags of
+the command line. It must not know how a setting is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import resource
+from collections.abc import Mapping, Sequence
+
+from fastsocks.engine import Settings
+from fastsocks.errors import ConfigError
+
+ENGINES = ("auto", "native", "python")
+RELAYS = ("auto", "copy", "splice")
+
+PIPE_SIZE_MIN, PIPE_SIZE_MAX = 1 << 16, 1 << 30
+
+# Descriptors that are neither sessions nor pipes: listeners, epolls, the loop's
+# own, the interpreter's, and what an embedding program holds.
+RESERVED_DESCRIPTORS = 64
+
+Listener = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """See ``fastsocks --help`` for what each is for. Times in seconds, 0 for none."""
+
+    listen: Sequence[str] = ("127.0.0.1:1080",)
+    users: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    source: str | None = None
+    open: bool = False
+    engine: str = "auto"
+    relay: str = "auto"
+    relay_threads: int = 1
+    pipe_size: int = 1 << 20
+    max_pipes: int | None = None
+    handshake_timeout: float = 10.0
+    connect_timeout: float = 10.0
+    idle_timeout: float = 300.0
+    half_closed_timeout: float = 60.0
+    grace: float = 10.0
+    max_sessions: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("engine", self.engine, ENGINES)
+        one_of("relay", self.relay, RELAYS)
+        for name in (
+            "handshake_timeout",
+            "connect_timeout",
+            "idle_timeout",
+            "half_closed_timeout",
+            "grace",
+        ):
+            at_least(name, getattr(self, name), 0)
+        at_least("relay_threads", self.relay_threads, 0)
+        if self.max_pipes is not None:
+            at_least("max_pipes", self.max_pipes, 0)
+        if self.max_sessions is not None:
+            at_least("max_sessions", self.max_sessions, 1)
+        if not PIPE_SIZE_MIN <= self.pipe_size <= PIPE_SIZE_MAX:
+            raise ConfigError(
+                f"pipe_size {self.pipe_size}: must be {PIPE_SIZE_MIN} to {PIPE_SIZE_MAX} octets"
+            )
+        if self.source is not None:
+            literal("source", self.source)
+        if not self.listen:
+            raise ConfigError("listen: at least one HOST:PORT is needed")
+        for user, password in self.users.items():
+            for what, text in (("user name", user), ("password", password)):
+                if not 1 <= len(text.encode()) <= 255:
+                    raise ConfigError(f"users: a {what} must have 1 to 255 octets (RFC 1929)")
+        self._check_not_open()
+
+    @property
+    def listeners(self) -> list[Listener]:
+        return [parse_listener(text) for text in self.listen]
+
+    def settings(self) -> Settings:
+        """What the engine has to know, with the defaults that depend on the machine."""
+        pipes = default_max_pipes(self.pipe_size) if self.max_pipes is None else self.max_pipes
+        return Settings(
+            handshake_timeout=self.handshake_timeout,
+            idle_timeout=self.idle_timeout,
+            half_closed_timeout=self.half_closed_timeout,
+            max_sessions=self.max_sessions or default_max_sessions(pipes),
+            relay=self.relay,
+            relay_threads=self.relay_threads,
+            pipe_size=self.pipe_size,
+            max_pipes=pipes,
+        )
+
+    def _check_not_open(self) -> None:
+        """Most open proxies of the world are an accident of this kind."""
+        if self.users or self.open:
+            return
+        for host, port in self.listeners:
+            if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+                raise ConfigError(
+                    f"listen {host}:{port}: anyone who reaches this address could use the proxy;"
+                    " configure a user, listen on loopback, or say --open (open=True)"
+                )
+
+
+def parse_listener(text: str) -> Listener:
+    """HOST:PORT or [IPV6]:PORT; the host is an address or "localhost", as a name
+    could mean several addresses."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"listen {text}: must be HOST:PORT, with a port from 0 to 65535")
+    if ":" in host and not bracketed:
+        raise ConfigError(f"listen {text}: an IPv6 address needs brackets, as in [::1]:1080")
+    host = "127.0.0.1" if host == "localhost" else host
+    literal("listen", host)
+    return host, int(port)
+
+
+def literal(name: str, host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(f"{name} {host}: must be an IPv4 or IPv6 address") from None
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} {value}: must be one of {', '.join(allowed)}")
+
+
+def at_least(name: str, value: float, least: int) -> None:
+    # NaN compares false with everything, so it is refused here as well.
+    if not value >= least or value == float("inf"):
+        raise ConfigError(f"{name} {value}: must be a number of {least} or more")
+
+
+def default_max_pipes(pipe_size: int) -> int:
+    """Half of what the kernel lets one unprivileged user have in all his processes
+    (above it every new pipe has two pages), and never more than 64 for anyone."""
+    try:
+        with open("/proc/sys/fs/pipe-user-pages-soft") as file:
+            pages = int(file.read())
+    except (OSError, ValueError):
+        pages = 0
+    half = (pages or 16384) * resource.getpagesize() // 2
+    return max(1, min(64, half // pipe_size))
+
+
+def default_max_sessions(max_pipes: int) -> int:
+    """As many as there are descriptors for: two a session, two a pipe, a reserve."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        limit = 1 << 20
+    return max(1, (limit - RESERVED_DESCRIPTORS - 2 * max_pipes) // 2)

@@ -1,0 +1,156 @@
+"""The contract between the program and what moves its bytes, and the choice of who
+fulfils it: ``_front`` and ``_relay`` (Linux, native) or ``pure`` (asyncio, anywhere).
+
+An engine owns every socket of the data path from accept to close; nobody else
+reads, writes or closes one. It must not know SOCKS: it moves bytes, keeps
+deadlines and reports ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastsocks.errors import ConfigError
+
+if TYPE_CHECKING:
+    import socket
+
+# How a relayed session ended. FINISHED: both ends sent FIN and every byte was
+# delivered; all others were passed on to the other end as a reset.
+FINISHED = "finished"
+CLIENT_RESET = "client reset"
+REMOTE_RESET = "remote reset"
+IDLE = "idle timeout"
+HALF_CLOSED = "half-closed timeout"
+KILLED = "killed"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What an engine has to know. Times are in seconds, 0 means no limit."""
+
+    handshake_timeout: float = 10.0
+    """accept to complete request, in all"""
+    idle_timeout: float = 300.0
+    """no byte either way in a relayed session"""
+    half_closed_timeout: float = 60.0
+    """the same once one end has sent FIN"""
+    linger_timeout: float = 1.0
+    """how long unread input is drained after a refusal, so that the reply survives"""
+    max_sessions: int = 0
+    """connections held at once, above which accepting pauses; 0: no limit"""
+    relay: str = "auto"
+    """``auto`` (copy, then splice what streams), ``copy`` or ``splice``"""
+    relay_threads: int = 1
+    """0 relays inline on the event loop's thread"""
+    pipe_size: int = 1 << 20
+    """octets asked for per pipe; the kernel may grant less"""
+    max_pipes: int = 64
+    """pipes held at once over all relay threads; none to be had means copy"""
+
+
+End = tuple[Any, int, int, str, int]
+"""(flow, octets up, octets down, how it ended, errno) of one ended session."""
+
+
+class Conn(Protocol):
+    """One connected socket of an engine. One operation at a time."""
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """(host, port) of the far end; IPv4-mapped addresses are IPv4."""
+
+    @property
+    def sockname(self) -> tuple[str, int]:
+        """(host, port) of our end."""
+
+    def recv(self) -> Awaitable[bytes]:
+        """What has come, at most 16 KiB; ``b""`` at FIN. Raises OSError on a
+        reset and TimeoutError when the deadline passes first."""
+
+    def send(self, data: bytes) -> Awaitable[None]:
+        """Sends all of ``data``. Raises as recv does."""
+
+    def deadline(self, seconds: float) -> None:
+        """From now on, in place of the one before; 0 for none."""
+
+    def refuse(self, last_words: bytes) -> None:
+        """Sends ``last_words``, then FIN, drains what the client still sends for
+        a moment (else the kernel answers it with a reset that eats the reply),
+        and closes."""
+
+    def close(self) -> None:
+        """At once. Closing twice is harmless."""
+
+
+class Engine(Protocol):
+    """See the top of this file. Belongs to one event loop and one thread."""
+
+    name: str
+    sessions: int
+    """connections accepted and not closed yet"""
+
+    def describe(self) -> str:
+        """Relay mode, threads and effective pipe size in words, for the log."""
+
+    def listen(self, sock: socket.socket, on_client: Callable[[Conn], None]) -> None:
+        """Takes over a listening socket. ``on_client`` is called when the first
+        octet of a client is there; one that never sends any costs no Python."""
+
+    def stop_listening(self) -> None:
+        """Closes the listeners; sessions go on."""
+
+    def adopt(self, sock: socket.socket) -> Conn:
+        """Takes over a connected stream socket (detaches it)."""
+
+    def dial(
+        self,
+        client: Conn,
+        address: tuple[str, int],
+        source: str | None,
+        timeout: float,
+    ) -> Awaitable[Conn]:
+        """Connects to an IP literal (an IPv6 one may carry %scope). Raises
+        OSError with the errno of connect(), ETIMEDOUT after ``timeout`` seconds,
+        and ClientGone when the client resets its connection meanwhile."""
+
+    def relay(self, client: Conn, remote: Conn, flow: Any, early: bytes) -> int:
+        """Takes both connections for good; ``early`` goes to the remote first.
+        The end is told through ``on_closed``. Returns a handle for kill()."""
+
+    def kill(self, handle: int) -> None:
+        """Ends a session by reset; nothing happens if it has ended by itself."""
+
+    def counters(self) -> dict[str, int]:
+        """Running totals: ``spliced`` and ``copied`` octets, ``pipes``,
+        ``pipes_refused``, ``accepted``, ``accept_pauses``, ``relayed``, ``slots``."""
+
+    def close(self) -> None:
+        """Ends everything by reset and reports it; returns with no descriptor left."""
+
+
+OnClosed = Callable[[Sequence[End]], None]
+
+
+def choose(
+    name: str, loop: asyncio.AbstractEventLoop, settings: Settings, on_closed: OnClosed
+) -> Engine:
+    """The engine called ``name``: ``native``, ``python``, or ``auto`` for the
+    native one where it has been built."""
+    if name in ("auto", "native"):
+        try:
+            from fastsocks import _front
+
+            return _front.Engine(loop, settings, on_closed)
+        except ImportError as error:
+            if name == "native":
+                raise ConfigError(
+                    "engine native: the compiled extension is not here (it needs Linux and a C"
+                    f" compiler at install time; {error}); use --engine python or auto"
+                ) from None
+    from fastsocks import pure
+
+    return pure.Engine(loop, settings, on_closed)

@@ -1,0 +1,88 @@
+"""What can go wrong, whose side it went wrong on, and what the client is told.
+
+Every refusal in the program is one of these exceptions; the reply code travels
+with it, so that one place (session.py) can answer. It must not know sockets,
+machines or configuration. No text here ever holds a password or payload.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+
+
+class Reply(enum.IntEnum):
+    """Reply codes of RFC 1928 section 6. SOCKS4 knows only granted and not."""
+
+    SUCCEEDED = 0
+    GENERAL_FAILURE = 1
+    NOT_ALLOWED = 2
+    NETWORK_UNREACHABLE = 3
+    HOST_UNREACHABLE = 4
+    CONNECTION_REFUSED = 5
+    TTL_EXPIRED = 6
+    COMMAND_NOT_SUPPORTED = 7
+    ADDRESS_NOT_SUPPORTED = 8
+
+
+class SocksError(Exception):
+    """A session that ends without being relayed.
+
+    ``reply`` is what the client is told, or ``None`` where its protocol has no
+    reply for it at that point and the connection is closed. ``side`` is whose
+    fault it is: ``"client"``, ``"remote"`` or ``"proxy"``.
+    """
+
+    side = "client"
+
+    def __init__(self, reason: str, reply: Reply | None = Reply.GENERAL_FAILURE) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.reply = reply
+
+
+class ProtocolError(SocksError):
+    """The client sent what its protocol does not allow."""
+
+
+class AuthError(SocksError):
+    """The client did not prove who it is; its method's own refusal was sent."""
+
+
+class ClientGone(SocksError):
+    """The client left, or stayed silent past its deadline."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, None)
+
+
+class DialError(SocksError):
+    """No connection to the remote could be made."""
+
+    side = "remote"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be meant; the message names it and what would be right."""
+
+
+# EPERM is what a packet filter on this machine answers to connect(); ETIMEDOUT
+# is a host that does not answer, which is 4 to most servers (6 would be a TTL).
+# What is not listed (EMFILE, ENOBUFS, EADDRNOTAVAIL, ...) is the proxy's own
+# trouble: GENERAL_FAILURE.
+REPLY_FOR_ERRNO = {
+    errno.ECONNREFUSED: Reply.CONNECTION_REFUSED,
+    errno.ENETUNREACH: Reply.NETWORK_UNREACHABLE,
+    errno.ENETDOWN: Reply.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: Reply.HOST_UNREACHABLE,
+    errno.EHOSTDOWN: Reply.HOST_UNREACHABLE,
+    errno.ETIMEDOUT: Reply.HOST_UNREACHABLE,
+    errno.EACCES: Reply.NOT_ALLOWED,
+    errno.EPERM: Reply.NOT_ALLOWED,
+    errno.EAFNOSUPPORT: Reply.ADDRESS_NOT_SUPPORTED,
+}
+
+
+def reply_for(error: OSError) -> Reply:
+    """The reply code for an error of connect(), whatever engine it came from."""
+    return REPLY_FOR_ERRNO.get(error.errno or 0, Reply.GENERAL_FAILURE)

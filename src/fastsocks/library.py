@@ -1,0 +1,71 @@
+"""The relay as a function: two connected sockets in, what happened out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastsocks import engine as engines
+from fastsocks.engine import End, Engine, Settings
+
+# One engine for each loop that relays, for as long as it does.
+_engines: dict[asyncio.AbstractEventLoop, Engine] = {}
+
+
+class Outcome(NamedTuple):
+    """``up`` octets went from the first socket to the second, ``down`` back;
+    ``reason`` is one of the texts in fastsocks.engine, ``errno`` 0 or why."""
+
+    up: int
+    down: int
+    reason: str
+    errno: int
+
+
+async def relay(client: socket.socket, remote: socket.socket) -> Outcome:
+    """Moves bytes between two connected stream sockets, TCP or Unix, until both
+    ends are done, with the engine that the server uses.
+
+    The sockets are taken over: detached from their objects, and closed at the
+    end. A FIN is passed on as a FIN after the last byte, a reset as a reset.
+    Cancelling resets both. Raises TypeError for anything but connected stream
+    sockets, which are then left alone.
+    """
+    for sock in (client, remote):
+        _check(sock)
+    loop = asyncio.get_running_loop()
+    engine = _engines.get(loop)
+    if engine is None:
+        settings = Settings(idle_timeout=0, half_closed_timeout=0)
+        engine = _engines[loop] = engines.choose("auto", loop, settings, _on_closed)
+    done: asyncio.Future[Outcome] = loop.create_future()
+    handle = engine.relay(engine.adopt(client), engine.adopt(remote), done, b"")
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        engine.kill(handle)
+        await done
+        raise
+    finally:
+        if not engine.sessions and _engines.get(loop) is engine:
+            del _engines[loop]
+            engine.close()
+
+
+def _check(sock: socket.socket) -> None:
+    if not isinstance(sock, socket.socket) or sock.fileno() < 0:
+        raise TypeError(f"relay() takes two open sockets of the socket module, not {sock!r}")
+    if sock.type != socket.SOCK_STREAM:
+        raise TypeError(f"relay() takes stream sockets, not {sock!r}")
+    try:
+        sock.getpeername()
+    except OSError:
+        raise TypeError(f"relay() takes connected sockets, not {sock!r}") from None
+
+
+def _on_closed(ended: Sequence[End]) -> None:
+    for done, up, down, reason, errno in ended:
+        if not done.done():
+            done.set_result(Outcome(up, down, reason, errno))

@@ -1,0 +1,77 @@
+"""What the SOCKS4 and SOCKS5 machines have in common: a bounded buffer and the
+contract towards the session.
+
+    machine.feed(data)              store what the client sent, whatever the cut
+    machine.next_event()            the next event, or None: feed more
+    machine.refusal(reply)          the full-length reply for a failure, b"" where
+                                    the protocol has none at this point
+    machine.granted(host, port)     the reply for success
+    machine.leftover()              what came after the request: payload for the remote
+
+A subclass sets ``_read`` to the method that reads what is due now, so the state
+of a machine is the name of that method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastsocks.errors import Reply
+from fastsocks.proto.wire import Request
+
+
+class Methods(NamedTuple):
+    """SOCKS5: the authentication methods offered, as they were sent."""
+
+    offered: bytes
+
+
+class Credentials(NamedTuple):
+    """RFC 1929: what the client claims. Never logged, never in an exception."""
+
+    user: bytes
+    password: bytes
+
+    def __repr__(self) -> str:
+        return f"Credentials(user={self.user!r}, password=...)"
+
+
+Event = Methods | Credentials | Request
+
+
+class Machine:
+    """The part every machine shares; see the top of this file."""
+
+    __slots__ = ("_data", "_read")
+
+    version = 0
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._read: Callable[[], Event | None]
+
+    def feed(self, data: bytes) -> None:
+        self._data = self._data + data if self._data else data
+
+    def next_event(self) -> Event | None:
+        """Raises ProtocolError on the first octet that cannot be legal."""
+        return self._read()
+
+    def leftover(self) -> bytes:
+        data, self._data = self._data, b""
+        return data
+
+    def granted(self, host: str, port: int) -> bytes:
+        raise NotImplementedError
+
+    def refusal(self, reply: Reply) -> bytes:
+        raise NotImplementedError
+
+    def _take(self, length: int) -> bytes:
+        taken, self._data = self._data[:length], self._data[length:]
+        return taken
+
+    def _wait(self) -> Event | None:
+        """The state in which nothing more is due: all that comes is payload."""
+        return None

@@ -1,0 +1,144 @@
+"""SOCKS5 from the server's side: RFC 1928, with RFC 1929 user/password.
+
+    METHODS  -- Methods -->  session calls choose(method)
+      NO_AUTH      -> REQUEST
+      USER_PASSWORD -> CREDENTIALS -- Credentials --> session calls verdict(ok)
+      NO_ACCEPTABLE -> WAIT
+    CREDENTIALS  accepted -> REQUEST, else -> WAIT
+    REQUEST  -- Request -->  WAIT
+
+A request can be reached only through choose() or an accepting verdict(). Field
+lengths are octets of the protocol itself, so no message can exceed 513 octets.
+"""
+
+from __future__ import annotations
+
+from fastsocks.errors import ProtocolError, Reply
+from fastsocks.proto import wire
+from fastsocks.proto.machine import Credentials, Event, Machine, Methods
+from fastsocks.proto.wire import Request
+
+VERSION = 5
+NO_AUTH, GSSAPI, USER_PASSWORD, NO_ACCEPTABLE = 0x00, 0x01, 0x02, 0xFF
+
+AUTH_VERSION = 1
+AUTH_OK, AUTH_FAILED = b"\x01\x00", b"\x01\x01"
+
+# Where the host begins and ends in a request; a name's length is in octet 4.
+HOST_AT = {wire.ATYP_IPV4: (4, 8), wire.ATYP_NAME: (5, 5), wire.ATYP_IPV6: (4, 20)}
+
+UNSPECIFIED = b"\x01\x00\x00\x00\x00\x00\x00"  # ATYP 1, 0.0.0.0, port 0
+
+
+class Socks5(Machine):
+    __slots__ = ("_atyp", "_stage")
+
+    version = VERSION
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read = self._read_methods
+        self._atyp = wire.ATYP_IPV4
+        self._stage = "methods"
+
+    # -- what the session decides ------------------------------------------
+
+    def choose(self, method: int) -> bytes:
+        """The method reply; what is read next depends on it."""
+        self._read = {
+            NO_AUTH: self._read_request,
+            USER_PASSWORD: self._read_credentials,
+        }.get(method, self._wait)
+        self._stage = "request" if method == NO_AUTH else "auth"
+        return bytes((VERSION, method))
+
+    def verdict(self, accepted: bool) -> bytes:
+        """The answer to Credentials (RFC 1929: its version octet is 1)."""
+        self._read = self._read_request if accepted else self._wait
+        self._stage = "request" if accepted else "refused"
+        return AUTH_OK if accepted else AUTH_FAILED
+
+    # -- replies -----------------------------------------------------------
+
+    def granted(self, host: str, port: int) -> bytes:
+        """BND in the family of the request: only ATYP 1 and 4 are ever sent, as
+        clients that read fixed sizes fail on anything else. Where the family
+        does not match, the address is zero and the port still true."""
+        if self._atyp == wire.ATYP_IPV6:
+            packed = wire.packed_ipv6(host.partition("%")[0]) or bytes(16)
+        else:
+            packed = wire.packed_ipv4(host) or bytes(4)
+        atyp = wire.ATYP_IPV6 if len(packed) == 16 else wire.ATYP_IPV4
+        return bytes((VERSION, Reply.SUCCEEDED, 0, atyp)) + packed + port.to_bytes(2)
+
+    def refusal(self, reply: Reply) -> bytes:
+        """The failure reply of the message that is due."""
+        return {
+            "methods": bytes((VERSION, NO_ACCEPTABLE)),
+            "auth": AUTH_FAILED,
+            "request": bytes((VERSION, reply, 0)) + UNSPECIFIED,
+        }.get(self._stage, b"")
+
+    # -- reading -----------------------------------------------------------
+
+    def _read_methods(self) -> Event | None:
+        data = self._data
+        if len(data) < 2:
+            return None
+        if data[0] != VERSION:
+            raise ProtocolError(f"version {data[0]} in a SOCKS5 greeting", None)
+        if data[1] == 0:
+            raise ProtocolError("no authentication method offered")
+        if len(data) < 2 + data[1]:
+            return None
+        offered = self._take(2 + data[1])[2:]
+        self._read = self._wait
+        return Methods(offered)
+
+    def _read_credentials(self) -> Event | None:
+        data = self._data
+        if data and data[0] != AUTH_VERSION:
+            raise ProtocolError(f"version {data[0]} in user/password authentication")
+        if len(data) < 2 or len(data) < 3 + data[1]:
+            return None
+        user_end = 2 + data[1]
+        end = user_end + 1 + data[user_end]
+        if len(data) < end:
+            return None
+        # RFC 1929 says 1 to 255 octets; real clients send empty fields.
+        message = self._take(end)
+        self._read = self._wait
+        return Credentials(message[2:user_end], message[user_end + 1 :])
+
+    def _read_request(self) -> Event | None:
+        data = self._data
+        if data and data[0] != VERSION:
+            if data[0] == AUTH_VERSION:
+                # Some clients authenticate although no method asked for it (Tor's
+                # do, to isolate streams); the answer costs nothing.
+                return self._read_credentials()
+            raise ProtocolError(f"version {data[0]} in a SOCKS5 request")
+        if len(data) < 4:
+            return None
+        atyp = data[3]
+        if atyp not in HOST_AT:
+            raise ProtocolError(f"address type {atyp}", Reply.ADDRESS_NOT_SUPPORTED)
+        host_start, host_end = HOST_AT[atyp]
+        if atyp == wire.ATYP_NAME and len(data) > 4:
+            host_end += data[4]
+        if len(data) < host_end + 2:
+            return None
+        # RSV (data[2]) should be zero; clients that set it work elsewhere.
+        message = self._take(host_end + 2)
+        self._atyp = atyp
+        self._read = self._wait
+        command = message[1]
+        if command not in wire.COMMAND_NAMES:
+            raise ProtocolError(f"command {command}", Reply.COMMAND_NOT_SUPPORTED)
+        raw, port = message[host_start:host_end], int.from_bytes(message[host_end:])
+        if atyp == wire.ATYP_IPV4:
+            return Request(command, wire.ipv4_text(raw), port, False)
+        if atyp == wire.ATYP_IPV6:
+            return Request(command, wire.ipv6_text(raw), port, False)
+        host, is_name = wire.parse_name(raw)
+        return Request(command, host, port, is_name)

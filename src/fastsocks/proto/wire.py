@@ -1,0 +1,90 @@
+"""Numbers, names and addresses as they stand on the wire, shared by the machines.
+
+What a name or an address must look like to be legal is decided here and only
+here. Whether it may be reached is not this file's business.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+from fastsocks.errors import ProtocolError, Reply
+
+CONNECT, BIND, UDP_ASSOCIATE = 1, 2, 3
+COMMAND_NAMES = {CONNECT: "CONNECT", BIND: "BIND", UDP_ASSOCIATE: "UDP ASSOCIATE"}
+
+ATYP_IPV4, ATYP_NAME, ATYP_IPV6 = 1, 3, 4
+
+# RFC 1035 2.3.4: a name is at most 255 octets on the wire, which is 253 in text.
+NAME_LIMIT = 253
+LABEL_LIMIT = 63
+
+
+class Request(NamedTuple):
+    """What the client wants. ``host`` is a name or an IP literal in text;
+    ``is_name`` tells which. ``user`` is the SOCKS4 user id, never a proof."""
+
+    command: int
+    host: str
+    port: int
+    is_name: bool
+    user: bytes = b""
+
+
+def ipv4_text(packed: bytes) -> str:
+    return "{}.{}.{}.{}".format(*packed)
+
+
+def ipv6_text(packed: bytes) -> str:
+    """An IPv4-mapped address is the IPv4 address it stands for, everywhere."""
+    address = ipaddress.IPv6Address(packed)
+    return str(address.ipv4_mapped or address)
+
+
+def packed_ipv4(host: str) -> bytes | None:
+    """The four octets of a strict dotted quad, else None.
+
+    Strict, because the resolver would also take ``127.1`` and ``0x7f.1``, and
+    two readers of one address are how a judged address differs from the dialled.
+    """
+    try:
+        return ipaddress.IPv4Address(host).packed
+    except ValueError:
+        return None
+
+
+def packed_ipv6(host: str) -> bytes | None:
+    try:
+        return ipaddress.IPv6Address(host).packed
+    except ValueError:
+        return None
+
+
+def parse_name(raw: bytes) -> tuple[str, bool]:
+    """The host in a name field: (text, is a name). Browsers put IP literals here.
+
+    Raises ProtocolError for what cannot be a name: empty, over-long, or with
+    octets outside printable ASCII (NUL would cut a C string short and make
+    another name of it).
+    """
+    if not raw or len(raw) > 255:
+        raise ProtocolError("empty host name", Reply.GENERAL_FAILURE)
+    if any(octet <= 0x20 or octet >= 0x7F or octet == 0x2F for octet in raw):
+        raise ProtocolError("host name with illegal characters", Reply.GENERAL_FAILURE)
+    text = raw.decode("ascii")
+    if packed_ipv4(text) is not None:
+        return text, False
+    if ":" in text:
+        packed = packed_ipv6(text.strip("[]"))
+        if packed is None:
+            raise ProtocolError("malformed IPv6 address in the name field", Reply.GENERAL_FAILURE)
+        return ipv6_text(packed), False
+    name = text.removesuffix(".").lower()
+    labels = name.split(".")
+    if len(name) > NAME_LIMIT or not all(0 < len(label) <= LABEL_LIMIT for label in labels):
+        raise ProtocolError("host name with an empty or over-long label", Reply.GENERAL_FAILURE)
+    if labels[-1].isdigit() or labels[-1].startswith("0x"):
+        # No top-level domain is a number; getaddrinfo would read 127.1 as an address.
+        raise ProtocolError("malformed IPv4 address in the name field", Reply.GENERAL_FAILURE)
+    return name, True

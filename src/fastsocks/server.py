@@ -1,0 +1,150 @@
+"""The life of a server: bind, start, serve, stop accepting, let finish, stop.
+
+It must not know the protocol; a client's session is session.py's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from fastsocks import engine as engines
+from fastsocks.auth import Users
+from fastsocks.config import Config, Listener
+from fastsocks.dial import Dialer
+from fastsocks.engine import Conn, End, Engine
+from fastsocks.errors import ConfigError
+from fastsocks.flow import endpoint
+from fastsocks.quiet import QuietLog
+from fastsocks.resolve import Resolver
+from fastsocks.session import Session
+
+log = logging.getLogger("fastsocks")
+
+# Linux cuts this to net.core.somaxconn (4096 by default).
+BACKLOG = 4096
+
+# Seconds between two looks at how many sessions are left when stopping.
+STOP_POLL = 0.02
+
+
+class Server:
+    """A SOCKS server on the running event loop.
+
+        async with fastsocks.Server(listen=["127.0.0.1:0"]) as server:
+            host, port = server.addresses[0]
+
+    Keyword arguments are the fields of ``config.Config``; a wrong one raises
+    ConfigError, a listener that cannot be bound OSError with its address in the
+    message. Leaving the block stops at once; ``stop(grace)`` lets sessions finish.
+    """
+
+    def __init__(self, config: Config | None = None, **settings: Any) -> None:
+        try:
+            self.config = config or Config(**settings)
+        except TypeError as error:
+            raise ConfigError(str(error).replace("Config.__init__()", "Server()")) from None
+        self.addresses: list[Listener] = []
+        self.engine: Engine | None = None
+        self._resolver = Resolver()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._quiet = QuietLog(log)
+
+    async def __aenter__(self) -> Server:
+        self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop(0)
+
+    def start(self) -> None:
+        """Binds and serves; returns with ``addresses`` set."""
+        config = self.config
+        loop = asyncio.get_running_loop()
+        listeners = bind_all(config.listeners)
+        try:
+            self.engine = engines.choose(config.engine, loop, config.settings(), self._on_closed)
+        except BaseException:
+            for sock in listeners:
+                sock.close()
+            raise
+        dialer = Dialer(self.engine, self._resolver, config.connect_timeout, config.source)
+        self._session = Session(self.engine, Users(config.users), dialer, self._quiet)
+        self._loop = loop
+        self.addresses = [sock.getsockname()[:2] for sock in listeners]
+        for sock in listeners:
+            self.engine.listen(sock, self._on_client)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stops accepting, gives sessions ``grace`` seconds (default: the
+        configured ones) to finish, and ends those that have not."""
+        engine, grace = self.engine, self.config.grace if grace is None else grace
+        if engine is None:
+            return
+        engine.stop_listening()
+        deadline = self._loop.time() + grace
+        while engine.sessions and self._loop.time() < deadline:
+            await asyncio.sleep(STOP_POLL)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.engine = None
+        engine.close()
+        self._resolver.close()
+
+    def _on_client(self, client: Conn) -> None:
+        task = self._loop.create_task(self._serve(client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, client: Conn) -> None:
+        try:
+            await self._session.run(client)
+        except Exception:
+            log.exception("session of %s ended by an error in fastsocks", endpoint(*client.peer))
+
+    def _on_closed(self, ended: Sequence[End]) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            for flow, up, down, reason, error in ended:
+                why = f" ({os.strerror(error)})" if error else ""
+                log.debug("%s ended: %s%s, %d up, %d down", flow, reason, why, up, down)
+
+
+def bind_all(listeners: Sequence[Listener]) -> list[socket.socket]:
+    """All of them or none: raises OSError that names the address."""
+    bound: list[socket.socket] = []
+    try:
+        for host, port in listeners:
+            bound.append(bind(host, port))
+    except BaseException:
+        for sock in bound:
+            sock.close()
+        raise
+    return bound
+
+
+def bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # [::]:1080 serves IPv4 clients too, whatever the machine's default.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # Accepted sockets inherit these, which saves two system calls a session.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setblocking(False)
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, f"cannot listen on {endpoint(host, port)}: {reason}") from None
+    return sock

@@ -1,0 +1,129 @@
+"""One client, top to bottom: detect, authenticate, decide, dial, reply, relay.
+
+This is the only place where the stages meet, and the only one that answers a
+client. It must not know how bytes move (engine) or what they look like (proto).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from fastsocks.auth import Users
+from fastsocks.dial import Dialer
+from fastsocks.engine import Conn, Engine
+from fastsocks.errors import AuthError, ClientGone, ProtocolError, Reply, SocksError
+from fastsocks.flow import Flow, endpoint
+from fastsocks.proto import foreign, wire
+from fastsocks.proto.machine import Credentials, Event, Machine, Methods
+from fastsocks.proto.socks4 import Socks4
+from fastsocks.proto.socks5 import NO_AUTH, USER_PASSWORD, Socks5
+from fastsocks.proto.wire import Request
+
+if TYPE_CHECKING:
+    from fastsocks.quiet import QuietLog
+
+MACHINES: dict[int, type[Machine]] = {4: Socks4, 5: Socks5}
+
+log = logging.getLogger("fastsocks.session")
+
+
+class Session:
+    """What all sessions of a server share. ``run`` is one of them."""
+
+    def __init__(self, engine: Engine, users: Users, dialer: Dialer, quiet: QuietLog) -> None:
+        self._engine = engine
+        self._users = users
+        self._dialer = dialer
+        self._quiet = quiet
+
+    async def run(self, client: Conn) -> None:
+        """Ends when the client is relayed or gone; raises nothing a peer can cause."""
+        flow = Flow(client.peer)
+        machine: Machine | None = None
+        try:
+            first = await client.recv()
+            if first[0] not in MACHINES:
+                self._turn_away(client, first)
+                return
+            machine = MACHINES[first[0]]()
+            machine.feed(first)
+            request = await self._negotiate(client, machine, flow)
+            client.deadline(0)
+            flow.target = endpoint(request.host, request.port)
+            self._decide(request)
+            remote = await self._dialer.dial(client, request.host, request.port, request.is_name)
+            try:
+                await client.send(machine.granted(*remote.sockname))
+            except BaseException:
+                remote.close()
+                raise
+            self._engine.relay(client, remote, flow, machine.leftover())
+            log.debug("%s relayed", flow)
+        except SocksError as error:
+            self._quiet.info(type(error).__name__, "%s: %s", flow, error.reason)
+            if machine is not None and error.reply is not None:
+                client.refuse(machine.refusal(error.reply))
+        except TimeoutError:
+            self._quiet.info("timeout", "%s: handshake not finished in time", flow)
+        except OSError as error:
+            log.debug("%s: client left: %s", flow, error)
+        finally:
+            client.close()
+
+    # -- stages ------------------------------------------------------------
+
+    async def _negotiate(self, client: Conn, machine: Machine, flow: Flow) -> Request:
+        """Methods, credentials and request, in whatever segments they come."""
+        while True:
+            event = await self._next_event(client, machine)
+            if isinstance(event, Request):
+                self._check_socks4_allowed(machine)
+                return event
+            assert isinstance(machine, Socks5)
+            if isinstance(event, Methods):
+                await client.send(machine.choose(self._choose_method(event.offered)))
+            else:
+                self._authenticate(event, flow)
+                await client.send(machine.verdict(True))
+
+    async def _next_event(self, client: Conn, machine: Machine) -> Event:
+        while (event := machine.next_event()) is None:
+            data = await client.recv()
+            if not data:
+                raise ClientGone("left during the handshake")
+            machine.feed(data)
+        return event
+
+    def _choose_method(self, offered: bytes) -> int:
+        """With users configured only user/password will do. Without, "none" wins;
+        a client that offers nothing but user/password may say what it likes, as
+        some can only do that."""
+        acceptable = (USER_PASSWORD,) if self._users else (NO_AUTH, USER_PASSWORD)
+        for method in acceptable:
+            if method in offered:
+                return method
+        raise ProtocolError("no acceptable authentication method offered")
+
+    def _authenticate(self, claim: Credentials, flow: Flow) -> None:
+        if not self._users:
+            return
+        if not self._users.verify(claim.user, claim.password):
+            raise AuthError(f"wrong user or password for user {claim.user[:64]!r}")
+        flow.user = claim.user.decode("utf-8", "replace")
+
+    def _check_socks4_allowed(self, machine: Machine) -> None:
+        """A SOCKS4 user id proves nothing, so where users are configured it is refused."""
+        if self._users and machine.version == Socks4.version:
+            raise AuthError("SOCKS4 cannot authenticate, and users are configured")
+
+    def _decide(self, request: Request) -> None:
+        if request.command != wire.CONNECT:
+            name = wire.COMMAND_NAMES[request.command]
+            raise ProtocolError(f"{name} is not offered", Reply.COMMAND_NOT_SUPPORTED)
+
+    def _turn_away(self, client: Conn, first: bytes) -> None:
+        what, answer = foreign.describe(first)
+        self._quiet.info(what, "%s: %s on the SOCKS port", endpoint(*client.peer), what)
+        if answer:
+            client.refuse(answer)

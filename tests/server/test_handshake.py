@@ -1,0 +1,122 @@
+# Whole handshakes against the running server, in every cut a network can make of them,
+# with the payload that may follow in the same segment.
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+PAYLOAD = b"early payload, sent before any reply \x00\x05\x01\x00"
+KINDS = ["socks5", "socks5-name", "socks5-login", "socks4", "socks4-user", "socks4a"]
+USERS = {"alice": "secret"}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def users(kind):
+    return USERS if kind == "socks5-login" else {}
+
+
+@pytest.fixture
+async def proxy(serve, users):
+    async with serve(users=users) as running:
+        yield running
+
+
+@pytest.fixture
+def talk(kind, say, echo):
+    """(all that the client sends, the replies before the last, the size of the last)."""
+    port = echo.port
+    return {
+        "socks5": (b"\x05\x01\x00" + say.socks5("127.0.0.1", port), b"\x05\x00", 10),
+        "socks5-name": (b"\x05\x02\x02\x00" + say.socks5("localhost", port), b"\x05\x00", 10),
+        "socks5-login": (
+            b"\x05\x02\x00\x02" + say.login(b"alice", b"secret") + say.socks5("127.0.0.1", port),
+            b"\x05\x02\x01\x00",
+            10,
+        ),
+        "socks4": (say.socks4("127.0.0.1", port), b"", 8),
+        "socks4-user": (say.socks4("127.0.0.1", port, b"alice"), b"", 8),
+        "socks4a": (say.socks4("localhost", port, b"alice"), b"", 8),
+    }[kind]
+
+
+async def check(client, talk) -> None:
+    _, early_replies, size = talk
+    replies = await client.exactly(len(early_replies) + size)
+    assert replies[: len(early_replies)] == early_replies
+    granted = b"\x00\x5a" if size == 8 else b"\x05\x00\x00\x01"
+    assert replies[len(early_replies) :].startswith(granted)
+    assert await client.exactly(len(PAYLOAD)) == PAYLOAD
+    client.finish()
+    assert await client.to_end() == b""
+
+
+async def test_one_octet_per_segment(proxy, dial, echo, talk):
+    client = await dial(proxy)
+    await client.dribble(talk[0] + PAYLOAD)
+    await check(client, talk)
+    assert echo.received == PAYLOAD
+
+
+async def test_all_in_one_segment_with_payload(proxy, dial, echo, talk):
+    client = await dial(proxy)
+    await client.send(talk[0] + PAYLOAD)
+    await check(client, talk)
+    assert echo.received == PAYLOAD
+
+
+async def test_payload_larger_than_any_handshake_buffer(proxy, dial, echo, talk):
+    client = await dial(proxy)
+    payload = bytes(range(256)) * 800
+    await client.send(talk[0] + payload)
+    await client.exactly(len(talk[1]) + talk[2])
+    assert await client.exactly(len(payload)) == payload
+    assert echo.received == payload
+
+
+async def test_all_in_one_segment_and_the_end_as_well(proxy, dial, echo, talk, books):
+    """A client that has sent all and half-closes at once still gets its answer."""
+    ledger = books(proxy)
+    client = await dial(proxy)
+    await client.send(talk[0] + PAYLOAD)
+    client.finish()
+    answer = await client.to_end()
+    assert answer[len(talk[1]) + talk[2] :] == PAYLOAD
+    client.close()
+    await ledger.balance()
+
+
+async def test_two_segments_cut_at_every_position(proxy, dial, echo, talk, books):
+    ledger = books(proxy)
+    stream = talk[0] + PAYLOAD
+    for position in range(1, len(talk[0]) + 2):
+        client = await dial(proxy)
+        await client.send(stream[:position])
+        await client.seen()
+        await client.send(stream[position:])
+        await check(client, talk)
+        client.close()
+    await ledger.balance()
+
+
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(positions=st.sets(st.integers(1, 120), max_size=10))
+async def test_random_cuts(proxy, dial, echo, talk, positions):
+    stream = talk[0] + PAYLOAD
+    edges = [0, *sorted(at for at in positions if at < len(stream)), len(stream)]
+    client = await dial(proxy)
+    for begin, end in itertools.pairwise(edges):
+        await client.send(stream[begin:end])
+        await client.seen()
+    await check(client, talk)
+    client.close()

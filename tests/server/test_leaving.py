@@ -1,0 +1,190 @@
+# Clients that leave, by FIN and by reset, wherever in their session: nothing of theirs
+# stays behind, and there is no traceback in the log.
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+GREETING = b"\x05\x01\x02"
+LOGIN = b"\x01\x05alice\x06secret"
+STREAM = GREETING + LOGIN + b"\x05\x01\x00\x03\x0bexample.com\x00\x50"
+
+
+def leave(client, how: str) -> None:
+    if how == "reset":
+        client.reset()
+    elif how == "finish":
+        client.finish()
+    else:
+        client.close()
+
+
+every_way = pytest.mark.parametrize("how", ["close", "reset", "finish"])
+
+
+@pytest.fixture(autouse=True)
+def quiet_log(caplog):
+    """Whatever a client does, it is no error of the program."""
+    caplog.set_level("DEBUG")
+    yield
+    errors = [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+    assert not errors, [record.getMessage() for record in errors]
+    assert "Traceback" not in caplog.text
+
+
+@every_way
+async def test_without_a_word(server, dial, books, how):
+    ledger = books(server)
+    for _ in range(20):
+        leave(await dial(server), how)
+    await ledger.balance()
+
+
+@every_way
+@pytest.mark.parametrize("position", [1, 2, 3, 4, 9, 15, 16, 17, 20, 30, len(STREAM) - 1])
+async def test_in_the_middle_of_the_handshake(serve, dial, books, position, how):
+    async with serve(users={"alice": "secret"}) as server:
+        ledger = books(server)
+        for pause in (False, True):
+            client = await dial(server)
+            await client.send(STREAM[:position])
+            if pause:
+                await client.seen()
+            leave(client, how)
+        await ledger.balance()
+
+
+@every_way
+@pytest.mark.parametrize("stream", [b"\x04", b"\x04\x01\x00\x50\x7f\x00\x00\x01user", b"G", b"\x16"])
+async def test_others_in_the_middle(server, dial, books, stream, how):
+    ledger = books(server)
+    client = await dial(server)
+    await client.send(stream)
+    leave(client, how)
+    await ledger.balance()
+
+
+@every_way
+async def test_while_its_name_is_resolved(serve, dial, say, echo, names, until, books, how):
+    """When the answer is there at last, the client is gone; so is all else."""
+    names.hang("slow.example")
+    names.answers["slow.example"] = ["127.0.0.1"]
+    async with serve() as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("slow.example", echo.port))
+        await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
+        leave(client, how)
+        await client.seen()
+        names.release()
+        await ledger.balance()
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_while_its_name_hangs(serve, dial, say, names, until, books, how):
+    names.hang("slow.example")
+    async with serve(connect_timeout=0.5) as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("slow.example", 80))
+        await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
+        leave(client, how)
+        await ledger.balance()
+
+
+async def test_reset_while_connecting_ends_the_attempt(
+    serve, dial, say, black_hole, until, books
+):
+    async with serve(connect_timeout=60) as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5(black_hole.host, black_hole.port))
+        await until(lambda: black_hole.waiting() == 1, "the proxy is connecting")
+        client.reset()
+        await ledger.balance()
+        assert black_hole.waiting() == 0
+
+
+@pytest.mark.parametrize("how", ["close", "finish"])
+async def test_fin_while_connecting_leaves_nothing(
+    serve, dial, say, black_hole, until, books, how
+):
+    # A FIN may be a half-close of a client that waits for its answer: the attempt goes on.
+    async with serve(connect_timeout=0.5) as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5(black_hole.host, black_hole.port))
+        await until(lambda: black_hole.waiting() == 1, "the proxy is connecting")
+        leave(client, how)
+        await ledger.balance()
+        assert black_hole.waiting() == 0
+
+
+async def test_half_closed_client_still_gets_its_connection(
+    server, dial, say, black_hole, until, books
+):
+    client = await dial(server)
+    await client.send(say.no_login + say.socks5(black_hole.host, black_hole.port))
+    client.finish()
+    await until(lambda: black_hole.waiting() == 1, "the proxy is connecting")
+    black_hole.admit()
+    assert (await client.exactly(12))[2:4] == b"\x05\x00"
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_right_after_the_request(server, dial, say, echo, books, how):
+    """Between connect and reply, or just after: wherever it happens to hit."""
+    ledger = books(server)
+    for turns in range(12):
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("127.0.0.1", echo.port) + b"x" * 64)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leave(client, how)
+    await ledger.balance()
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_in_the_relay(server, dial, echo, books, how):
+    ledger = books(server)
+    clients = []
+    for _ in range(20):
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        assert await client.echoes()
+        clients.append(client)
+    assert server.engine.sessions == 20
+    for client in clients:
+        leave(client, how)
+    await ledger.balance()
+
+
+async def test_reset_of_a_refused_client(server, dial, say, refused_port, books):
+    ledger = books(server)
+    for _ in range(10):
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("127.0.0.1", refused_port) + b"x" * 4096)
+        await client.receive()
+        client.reset()
+    await ledger.balance()
+
+
+async def test_two_hundred_at_random_points(server, dial, say, echo, books):
+    """Every point and way there is, all mixed and at once."""
+    ledger = books(server)
+    stream = say.no_login + say.socks5("127.0.0.1", echo.port) + b"payload"
+
+    async def one(number: int) -> None:
+        client = await dial(server)
+        await client.send(stream[: number % (len(stream) + 1)])
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        leave(client, ("close", "reset")[number % 2])
+
+    await asyncio.gather(*map(one, range(200)))
+    await ledger.balance()
+    client = await dial(server)
+    await client.connect("127.0.0.1", echo.port)
+    assert await client.echoes()

@@ -1,0 +1,233 @@
+# Names: resolved at the proxy, each address tried in turn, within one budget of time, and
+# a resolver that hangs is the trouble of those who asked for that name only.
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from fastsocks import resolve
+
+
+async def reply_to(client, say, host: str, port: int = 80) -> bytes:
+    await client.send(say.no_login + say.socks5(host, port))
+    return (await client.to_end())[2:]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure"),
+        OSError(24, "Too many open files"),
+        UnicodeError("label too long"),
+        [],
+    ],
+    ids=repr,
+)
+async def test_name_without_an_address(server, dial, say, names, books, answer):
+    names.answers["nowhere.example"] = answer
+    ledger = books(server)
+    client = await dial(server)
+    assert await reply_to(client, say, "nowhere.example") == say.failed(4)
+    assert names.asked == ["nowhere.example"]
+    client.close()
+    await ledger.balance()
+
+
+async def test_socks4a_name_without_an_address(server, dial, say, names):
+    names.answers["nowhere.example"] = socket.gaierror(socket.EAI_NONAME, "not known")
+    client = await dial(server)
+    await client.send(say.socks4("nowhere.example", 80))
+    assert await client.to_end() == say.failed4
+
+
+async def test_names_are_asked_in_lower_case_and_without_the_dot(server, dial, echo, names):
+    names.answers["www.example"] = ["127.0.0.1"]
+    client = await dial(server)
+    await client.connect("WWW.Example.", echo.port)
+    assert await client.echoes()
+    assert names.asked == ["www.example"]
+
+
+async def test_an_address_is_never_looked_up(server, dial, echo, names, monkeypatch):
+    asked = []
+
+    async def record(self, name, port, timeout):
+        asked.append(name)
+        raise AssertionError
+
+    monkeypatch.setattr(resolve.Resolver, "resolve", record)
+    for host in ("127.0.0.1", "::ffff:127.0.0.1"):
+        client = await dial(server)
+        await client.connect(host, echo.port)
+        assert await client.echoes()
+    assert asked == []
+
+
+# -- several addresses -------------------------------------------------------
+
+
+async def test_the_next_address_is_tried_when_one_refuses(server, dial, remote, names):
+    origin = await remote(host="127.0.0.5")
+    names.answers["many.example"] = ["127.0.0.6", "::1", "127.0.0.5"]
+    client = await dial(server)
+    assert (await client.connect("many.example", origin.port))[1] == 0
+    assert await client.echoes()
+
+
+async def test_an_address_that_swallows_packets_leaves_time_for_the_next(
+    serve, dial, remote, names, black_hole, say
+):
+    """The black hole gets half of the budget, not all of it."""
+    origin = await remote(host="127.0.0.5")
+    real = names.getaddrinfo
+    names.answers["slow.example"] = ["127.0.0.1"]
+
+    async with serve(connect_timeout=2.0) as server:
+        # One port for all addresses of a name: the hole listens on it at 127.0.0.1.
+        with socket.socket() as hole, socket.socket() as filler:
+            hole.bind(("127.0.0.1", origin.port))
+            hole.listen(0)
+            filler.connect(hole.getsockname())
+            names.answers["slow.example"] = ["127.0.0.1", "127.0.0.5"]
+            client = await dial(server)
+            assert (await client.connect("slow.example", origin.port))[1] == 0
+            assert await client.echoes()
+    assert real("127.0.0.1", 1)  # the stand-in still passes on what it does not know
+
+
+async def test_the_code_is_that_of_the_last_attempt(server, dial, say, names, refused_port):
+    names.answers["dead.example"] = ["255.255.255.255", "127.0.0.1"]
+    assert await reply_to(await dial(server), say, "dead.example", refused_port) == say.failed(5)
+    names.answers["dead.example"] = ["127.0.0.1", "255.255.255.255"]
+    assert await reply_to(await dial(server), say, "dead.example", refused_port) == say.failed(3)
+
+
+async def test_many_dead_addresses_share_one_budget(serve, dial, say, names, black_hole):
+    names.answers["dead.example"] = ["127.0.0.1"] * 40
+    async with serve(connect_timeout=0.5) as server:
+        client = await dial(server)
+        reply = await reply_to(client, say, "dead.example", black_hole.port)
+        assert reply == say.failed(4)
+        assert black_hole.waiting() == 0
+
+
+# -- a resolver that hangs ---------------------------------------------------
+
+
+async def test_no_answer_within_the_connect_timeout(serve, dial, say, names, books):
+    names.hang("slow.example")
+    async with serve(connect_timeout=0.3) as server:
+        ledger = books(server)
+        client = await dial(server)
+        assert await reply_to(client, say, "slow.example") == say.failed(4)
+        client.close()
+        await ledger.balance()
+
+
+async def test_dozens_of_hanging_names_are_nobody_elses_trouble(
+    serve, dial, say, echo, names, books
+):
+    hanging = [f"slow-{number}.example" for number in range(48)]
+    names.hang(*hanging)
+    async with serve(connect_timeout=1.0) as server:
+        standing = await dial(server)
+        await standing.connect("127.0.0.1", echo.port)
+        ledger = books(server)
+        clients = [await dial(server) for _ in hanging]
+        waiting = [
+            asyncio.ensure_future(reply_to(client, say, name))
+            for client, name in zip(clients, hanging, strict=True)
+        ]
+        for _ in range(20):
+            assert await standing.echoes()
+            client = await dial(server)
+            await client.connect("127.0.0.1", echo.port)
+            assert await client.echoes()
+            client.finish()
+            assert await client.to_end() == b""
+            client.close()
+        assert set(await asyncio.gather(*waiting)) == {say.failed(4)}
+        assert await standing.echoes()
+        for client in clients:
+            client.close()
+        await ledger.balance()
+
+
+async def test_names_are_resolved_beside_a_few_that_hang(serve, dial, say, echo, names, until):
+    hanging = [f"slow-{number}.example" for number in range(resolve.THREADS - 1)]
+    names.hang(*hanging)
+    names.answers["fine.example"] = ["127.0.0.1"]
+    async with serve(connect_timeout=5.0) as server:
+        for name in hanging:
+            client = await dial(server)
+            await client.send(say.no_login + say.socks5(name, 80))
+        await until(lambda: set(hanging) <= set(names.asked), "all of them are being asked for")
+        client = await dial(server)
+        assert (await client.connect("fine.example", echo.port))[1] == 0
+        assert await client.echoes()
+        names.release()
+
+
+async def test_names_are_resolved_after_one_that_still_hangs(serve, dial, say, echo, names):
+    """Nobody waits for that answer any more, but its thread does: another has to be
+    there for the next name."""
+    names.hang("slow.example")
+    names.answers["fine.example"] = ["127.0.0.1"]
+    async with serve(connect_timeout=0.5) as server:
+        client = await dial(server)
+        assert await reply_to(client, say, "slow.example") == say.failed(4)
+        client = await dial(server)
+        assert (await client.connect("fine.example", echo.port))[1] == 0
+        assert await client.echoes()
+
+
+async def test_names_are_resolved_again_when_hanging_ones_have_ended(
+    serve, dial, say, echo, names
+):
+    hanging = [f"slow-{number}.example" for number in range(resolve.THREADS + 4)]
+    names.hang(*hanging)
+    names.answers["fine.example"] = ["127.0.0.1"]
+    async with serve(connect_timeout=0.3) as server:
+        clients = [await dial(server) for _ in hanging]
+        replies = await asyncio.gather(
+            *(reply_to(client, say, name) for client, name in zip(clients, hanging, strict=True))
+        )
+        assert set(replies) == {say.failed(4)}
+        names.release()
+        client = await dial(server)
+        assert (await client.connect("fine.example", echo.port))[1] == 0
+        assert await client.echoes()
+
+
+async def test_too_many_questions_are_refused_at_once(
+    serve, dial, say, names, until, monkeypatch, books
+):
+    monkeypatch.setattr(resolve, "QUEUE_LIMIT", 4)
+    names.hang("slow.example")
+    async with serve(connect_timeout=30) as server:
+        ledger = books(server)
+        waiting = [await dial(server) for _ in range(4)]
+        for client in waiting:
+            await client.send(say.no_login + say.socks5("slow.example", 80))
+        await until(lambda: len(names.asked) == 4, "four are waiting")
+        client = await dial(server)
+        assert await reply_to(client, say, "slow.example") == say.failed(1)
+        names.release()
+        for client in [*waiting, client]:
+            await client.ended()
+            client.close()
+        await ledger.balance()
+
+
+async def test_stop_does_not_wait_for_a_resolver(serve, dial, say, names, until):
+    names.hang("slow.example")
+    async with serve(connect_timeout=0) as server:
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("slow.example", 80))
+        await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
+    assert await client.ended()

@@ -1,0 +1,250 @@
+# The layout is part of the design: what each module may know of the others is checked
+# here on the source itself, so that a convenient import cannot undo it unnoticed.
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "fastsocks"
+PYTHON = sorted(PACKAGE.rglob("*.py"))
+CYTHON = sorted(path for kind in ("*.pyx", "*.pxd") for path in PACKAGE.rglob(kind))
+PROTO = sorted((PACKAGE / "proto").glob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+# Whatever could make the outcome depend on something but the octets fed.
+IMPURE = {
+    "asyncio",
+    "concurrent",
+    "datetime",
+    "logging",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "random",
+    "secrets",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "ssl",
+    "subprocess",
+    "sys",
+    "threading",
+    "time",
+    "uvloop",
+}
+STAGES = {"auth", "resolve", "dial"}
+# Who may know which stage: the session runs them, the server makes them, dial resolves.
+STAGE_USERS = {"session": STAGES, "server": STAGES, "dial": {"resolve"}}
+ENGINES = {"pure", "_relay"}
+MACHINES = {"proto.socks4", "proto.socks5", "proto.foreign"}
+# "About 400 lines", and 1,200 for the engine: beyond this a file has two reasons to change.
+PYTHON_LINES, CYTHON_LINES = 440, 1320
+
+IMPORT_LINE = re.compile(r"^\s*(?:from\s+(\S+)\s+c?import\b|c?import\s+(\S+))")
+
+
+def name(path: Path) -> str:
+    """The module as the package knows it: ``session``, ``proto.wire``."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a Python file imports, wherever in it, in absolute form; for
+    ``from package import thing`` both the package and the thing."""
+    found: set[str] = set()
+    package = ["fastsocks", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def roots(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module in imports(path)}
+
+
+def own(path: Path) -> set[str]:
+    """The modules of this package that a file imports, without the package's name."""
+    prefix = "fastsocks."
+    modules = {name(other) for other in PYTHON} | {name(other) for other in CYTHON}
+    return {
+        module.removeprefix(prefix) for module in imports(path) if module.startswith(prefix)
+    } & (modules | {"proto"})
+
+
+def cython_imports(path: Path) -> set[str]:
+    """Statements by their first line, which is enough to see which modules they name."""
+    lines = path.read_text("utf-8").splitlines()
+    found = (IMPORT_LINE.match(line) for line in lines)
+    return {match[1] or match[2].rstrip(",") for match in found if match}
+
+
+def test_the_package_is_where_the_tests_think():
+    assert {"session", "server", "engine", "pure", "proto.socks5"} <= {name(p) for p in PYTHON}
+    assert [name(path) for path in CYTHON if path.suffix == ".pyx"] == ["_relay"]
+
+
+# -- proto -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PROTO, ids=label)
+def test_proto_touches_nothing_outside(path):
+    assert not roots(path) & IMPURE
+
+
+@pytest.mark.parametrize("path", PROTO, ids=label)
+def test_proto_knows_itself_and_the_errors_only(path):
+    assert {module for module in own(path) if not module.startswith("proto")} <= {"errors"}
+
+
+@pytest.mark.parametrize("path", PROTO, ids=label)
+def test_proto_opens_and_prints_nothing(path):
+    names = {
+        node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)
+    }
+    assert not names & {"open", "print", "input", "exec", "eval", "__import__"}
+
+
+def test_socks4_and_socks5_do_not_know_each_other():
+    assert "proto.socks5" not in own(PACKAGE / "proto" / "socks4.py")
+    assert "proto.socks4" not in own(PACKAGE / "proto" / "socks5.py")
+
+
+# -- stages ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=label)
+def test_stages_meet_in_the_session_only(path):
+    known = own(path) & STAGES
+    assert known <= STAGE_USERS.get(name(path), set()), f"{name(path)} imports {sorted(known)}"
+
+
+def test_the_session_is_where_they_meet():
+    assert {"auth", "dial"} <= own(PACKAGE / "session.py")
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=label)
+def test_only_the_session_knows_the_machines(path):
+    if not name(path).startswith("proto"):
+        known = own(path) & (MACHINES | {"proto.machine"})
+        assert not known or name(path) == "session"
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES | {"session", "errors", "flow", "quiet"}))
+def test_nothing_below_the_server_knows_it(stage):
+    assert not own(PACKAGE / f"{stage}.py") & {"server", "cli", "config", "library"}
+
+
+@pytest.mark.parametrize("stage", ["auth", "dial", "session", "errors", "flow", "quiet"])
+def test_no_sockets_outside_engines_resolver_and_server(stage):
+    used = roots(PACKAGE / f"{stage}.py")
+    assert not used & {"select", "selectors", "socket", "ssl", "uvloop"}
+
+
+def test_errors_know_nothing():
+    assert not own(PACKAGE / "errors.py")
+    assert roots(PACKAGE / "errors.py") <= {"__future__", "enum", "errno"}
+
+
+# -- engines -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=label)
+def test_only_the_chooser_knows_the_engines(path):
+    known = own(path) & ENGINES
+    assert not known or name(path) == "engine"
+
+
+@pytest.mark.parametrize("module", ["engine", "pure"])
+def test_engines_do_not_know_socks(module):
+    above = STAGES | {"session", "server", "config", "cli", "flow"}
+    known = own(PACKAGE / f"{module}.py")
+    assert not known & above
+    assert not [one for one in known if one.startswith("proto")]
+
+
+@pytest.mark.parametrize("path", CYTHON, ids=label)
+def test_the_native_engine_does_not_know_socks(path):
+    allowed = {"fastsocks.engine", "fastsocks.errors", "fastsocks.quiet", "fastsocks._linux"}
+    known = {module for module in cython_imports(path) if module.startswith(("fastsocks", "."))}
+    assert known <= allowed | {"fastsocks", "fastsocks._relay"}
+
+
+def test_the_python_engine_uses_no_uvloop_of_its_own():
+    assert "uvloop" not in roots(PACKAGE / "pure.py")
+
+
+@pytest.mark.parametrize("path", CYTHON, ids=label)
+def test_cython_is_included_by_nobody(path):
+    # Textual inclusion makes files that neither compile nor read alone.
+    text = path.read_text("utf-8")
+    assert not re.search(r"^\s*include\s+[\"']", text, re.MULTILINE)
+    assert not re.search(r"^\s*(DEF|IF)\s", text, re.MULTILINE), "deprecated in Cython 3"
+
+
+# -- every file --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=label)
+def test_python_file_says_first_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("path", CYTHON, ids=label)
+def test_cython_file_says_first_what_it_is_for(path):
+    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    prose = [line for line in lines if not line.lstrip().startswith("# cython:")]
+    assert prose[0].startswith(("#", '"""')), prose[0]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=label)
+def test_test_file_says_first_what_it_is_for(path):
+    text = path.read_text("utf-8")
+    first = next(tokenize.generate_tokens(io.StringIO(text).readline), None)
+    assert first is not None
+    assert first.type in (tokenize.COMMENT, tokenize.STRING), first.line
+
+
+@pytest.mark.parametrize("path", PYTHON + CYTHON, ids=label)
+def test_no_file_has_outgrown_its_purpose(path):
+    limit = PYTHON_LINES if path.suffix == ".py" else CYTHON_LINES
+    assert len(path.read_text("utf-8").splitlines()) <= limit
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=label)
+def test_imports_are_explicit(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level <= 1, f"line {node.lineno}: a relative import beyond one dot"
+            assert [alias.name for alias in node.names] != ["*"], f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=label)
+def test_no_bare_except(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), node.lineno
+
+
+@pytest.mark.parametrize("path", PYTHON + CYTHON + TESTS, ids=label)
+def test_source_is_plain_text(path):
+    raw = path.read_bytes()
+    assert b"\t" not in raw
+    assert b"\r" not in raw
+    assert not raw or raw.endswith(b"\n")
+    assert raw.isascii(), "an octet beyond ASCII"
