@@ -9,9 +9,9 @@
  *         Listens on a few ports of 127.0.2.1 .. 127.0.2.16, prints them as one JSON object, lives
  *         until stdin closes.
  *
- *     load client --source P --sink P --echo P --count P [--socks P] [--down N] [--up N] [--rr N]
- *     [--bytes B]
- *                 [--conn K] [--rst] [--idle N] [--garbage RATE] [--seconds S] [--warmup S]
+ *     load client --source P --sink P --echo P --count P [--socks P] [--seconds S] [--warmup S]
+ *                 [--down N] [--up N] [--rr N [--bytes B]] [--conn K [--rst]] [--idle N]
+ *                 [--garbage RATE]
  *         Opens what was asked for and keeps it busy from one loop. To see what one load does to
  *         another, run each as a client of its own with an origin of its own: in one loop they wait
  *         for each other whatever the proxy does (measured: 8 ping-pongs beside 16 handshakes, no
@@ -51,8 +51,8 @@
 enum {
     MAX_FDS = 20000,
     BATCH = 256,             /* events taken per epoll_wait */
-    CHUNK = 256 * 1024,      /* bulk bytes moved per turn: small enough that a ping-pong beside it is not kept waiting */
-    MAX_MESSAGE = 16 * 1024, /* always fits a loopback socket's buffer, so the echo never has to hold anything back */
+    CHUNK = 256 * 1024,      /* bulk bytes per turn: few, so that no other session waits */
+    MAX_MESSAGE = 16 * 1024, /* fits a loopback socket's buffer: the echo never holds back */
 };
 
 /* One address pair has some 55,000 ports, and each short connection blocks one for a minute: both
@@ -115,7 +115,8 @@ static void prepare(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     poller = epoll_create1(EPOLL_CLOEXEC);
     bulk_file = memfd_create("bulk", MFD_CLOEXEC);
-    if (poller < 0 || bulk_file < 0 || ftruncate(bulk_file, CHUNK) < 0) die("setup: %s", strerror(errno));
+    if (poller < 0 || bulk_file < 0 || ftruncate(bulk_file, CHUNK) < 0)
+        die("setup: %s", strerror(errno));
     /* Holes would be allocated at every read; written once, the pages stay. */
     for (int at = 0; at < CHUNK; at += MAX_MESSAGE)
         if (pwrite(bulk_file, scratch, MAX_MESSAGE, at) < 0) die("memfd: %s", strerror(errno));
@@ -260,17 +261,34 @@ static double percentile_us(const struct histogram *seen, double share) {
     return 0;
 }
 
-enum trouble { REFUSED, RESET, CLOSED, DENIED, NOT_SOCKS, TIMED_OUT, NO_PORT, NO_DESCRIPTOR, OTHER, TROUBLES };
-static const char *const trouble_names[] = {
-    "refused", "reset", "closed", "denied", "not_socks", "timed_out", "no_port", "no_descriptor", "other"};
+enum trouble {
+    REFUSED,
+    RESET,
+    CLOSED,
+    DENIED,    /* the proxy answered, and its answer was no */
+    NOT_SOCKS, /* it answered with something else */
+    TIMED_OUT,
+    NO_PORT,
+    NO_DESCRIPTOR,
+    OTHER,
+    TROUBLES,
+};
+static const char *const trouble_names[TROUBLES] = {
+    [REFUSED] = "refused",     [RESET] = "reset",
+    [CLOSED] = "closed",       [DENIED] = "denied",
+    [NOT_SOCKS] = "not_socks", [TIMED_OUT] = "timed_out",
+    [NO_PORT] = "no_port",     [NO_DESCRIPTOR] = "no_descriptor",
+    [OTHER] = "other",
+};
 static uint64_t troubles[TROUBLES];
 
 static const struct {
     int error;
     enum trouble trouble;
 } trouble_of[] = {
-    {ECONNREFUSED, REFUSED},  {ECONNRESET, RESET},   {EPIPE, RESET},         {ETIMEDOUT, TIMED_OUT},
-    {EADDRNOTAVAIL, NO_PORT}, {EADDRINUSE, NO_PORT}, {EMFILE, NO_DESCRIPTOR}, {ENFILE, NO_DESCRIPTOR},
+    {ECONNREFUSED, REFUSED}, {ECONNRESET, RESET},      {EPIPE, RESET},
+    {ETIMEDOUT, TIMED_OUT},  {EADDRNOTAVAIL, NO_PORT}, {EADDRINUSE, NO_PORT},
+    {EMFILE, NO_DESCRIPTOR}, {ENFILE, NO_DESCRIPTOR},
 };
 
 static enum trouble trouble_by_errno(void) {
@@ -284,16 +302,16 @@ static enum trouble trouble_by_errno(void) {
 enum kind { DOWN, UP, RR, IDLE, CONN, GARBAGE, KINDS };
 enum step { UNUSED, CONNECTING, GREETED, ASKED, OPEN, FAILED };
 
-enum { MAX_SESSIONS = 15000, GARBAGE_SLOTS = 8000, REPLY_ROOM = 22 };
+enum { MAX_SESSIONS = 18000, GARBAGE_SLOTS = 8000, REPLY_ROOM = 22 };
 
 struct session {
     int fd;
     uint8_t kind, step;
     uint8_t got_reply;         /* bytes of the proxy's current answer read so far */
-    uint8_t reply[REPLY_ROOM]; /* the longest reply to an IPv4 CONNECT that still makes sense: one with IPv6 in it */
+    uint8_t reply[REPLY_ROOM]; /* as long as a reply that has an IPv6 address in it */
     uint32_t sent, got;        /* of the message under way */
-    uint32_t number;           /* of this connection, among all: decides addresses and which garbage it is */
-    uint64_t began;            /* what is being timed: the round trip, or the session since its connect() */
+    uint32_t number;           /* among all connections: decides addresses, and which garbage */
+    uint64_t began;            /* of what is being timed: a round trip, or all since connect() */
 };
 
 static struct group {
@@ -337,6 +355,10 @@ static void drop(struct session *s, enum step next) {
     if (s->fd >= 0) close(s->fd);
     s->fd = -1;
     s->step = next;
+}
+
+static void close_by_reset(struct session *s) {
+    setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
 }
 
 /* Garbage is expected to be turned away; what becomes of it is counted, but is no trouble. */
@@ -445,13 +467,14 @@ static void begin_echo(struct session *s) {
 }
 
 static void turn_idle(struct session *s) {
-    if (s->got == 0 && push_message(s, 1) && pull_message(s, 1)) note(&groups[IDLE].latency, clock_ns() - s->began);
+    if (s->got == 0 && push_message(s, 1) && pull_message(s, 1))
+        note(&groups[IDLE].latency, clock_ns() - s->began);
 }
 
 static void turn_conn(struct session *s) {
     if (!push_message(s, 1) || !pull_message(s, 1)) return;
     note(&groups[CONN].latency, clock_ns() - s->began);
-    if (option.rst) setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    if (option.rst) close_by_reset(s);
     drop(s, UNUSED);
     start(s);
 }
@@ -516,9 +539,10 @@ static void ask(struct session *s) {
 static void hear_reply(struct session *s) {
     enum { SHORT_REPLY = 10, LONG_REPLY = 22, ATYP_IPV4 = 1, ATYP_IPV6 = 4 };
     if (!hear(s, SHORT_REPLY)) return;
-    if (s->reply[0] != 5 || (s->reply[3] != ATYP_IPV4 && s->reply[3] != ATYP_IPV6)) fail(s, NOT_SOCKS);
+    bool ipv4 = s->reply[3] == ATYP_IPV4;
+    if (s->reply[0] != 5 || (!ipv4 && s->reply[3] != ATYP_IPV6)) fail(s, NOT_SOCKS);
     else if (s->reply[1] != 0) fail(s, DENIED);
-    else if (s->reply[3] == ATYP_IPV4 || hear(s, LONG_REPLY)) opened(s);
+    else if (ipv4 || hear(s, LONG_REPLY)) opened(s);
 }
 
 /* -------------------------------------------------------------- the client: a port scan's noise */
@@ -527,9 +551,9 @@ static uint8_t random_bytes[64];
 
 /* The start of a real ClientHello is all a server can need to know one. */
 static const uint8_t client_hello[] = {
-    0x16, 0x03, 0x01, 0x00, 0xc8, 0x01, 0x00, 0x00, 0xc4, 0x03, 0x03, 0x4d, 0x21, 0x9a, 0x07, 0x5c, 0xe3,
-    0x18, 0xb0, 0x66, 0x2f, 0x91, 0xd4, 0x3a, 0x7e, 0x05, 0xc8, 0x52, 0xaf, 0x10, 0x6b, 0xf7, 0x84, 0x39,
-    0xde, 0x73, 0x0c, 0x95, 0x41, 0xba, 0x68, 0x1d, 0xf2, 0x20, 0x00, 0x06, 0x13, 0x01, 0x13, 0x02, 0x13, 0x03,
+    0x16, 0x03, 0x01, 0x00, 0xc8, 0x01, 0x00, 0x00, 0xc4, 0x03, 0x03, 0x4d, 0x21, 0x9a, 0x07, 0x5c,
+    0xe3, 0x18, 0xb0, 0x66, 0x2f, 0x91, 0xd4, 0x3a, 0x7e, 0x05, 0xc8, 0x52, 0xaf, 0x10, 0x6b, 0xf7,
+    0x84, 0x39, 0xde, 0x73, 0x0c, 0x95, 0x41, 0xba, 0x68, 0x1d, 0xf2, 0x20, 0x00, 0x06, 0x13, 0x01,
 };
 
 static const struct {
@@ -556,8 +580,7 @@ static void make_noise(struct session *s) {
         groups[GARBAGE].open++;
         return;
     }
-    if (manner == LEAVE_BY_RST)
-        setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    if (manner == LEAVE_BY_RST) close_by_reset(s);
     garbage.left++;
     drop(s, UNUSED);
 }
@@ -601,14 +624,14 @@ static void on_event(struct session *s) {
 }
 
 static const uint64_t TICK = 20 * 1000000u;
-static const uint64_t PATIENCE = 5 * UINT64_C(1000000000); /* for one session to open, or a short one to end */
+static const uint64_t PATIENCE = 5 * UINT64_C(1000000000); /* with what should take no time */
 
 /* Failed sessions are tried again here and not at once, so that a dead server costs no storm of
  * connects. */
 static void tick(void) {
     for (int i = 0; i < session_count; i++) {
         struct session *s = &sessions[i];
-        bool hurried = s->step == CONNECTING || s->step == GREETED || s->step == ASKED || s->kind == CONN;
+        bool hurried = s->step < OPEN || s->kind == CONN;
         if (s->step == FAILED) start(s);
         else if (s->step != UNUSED && hurried && now > s->began + PATIENCE) fail(s, TIMED_OUT);
     }
@@ -651,7 +674,8 @@ static uint64_t count_arrived(void) {
     struct sockaddr_in peer = address(TARGET_HOST, option.count);
     if (fd < 0) {
         fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        if (connect(fd, (struct sockaddr *)&peer, sizeof peer) < 0) die("count port: %s", strerror(errno));
+        if (connect(fd, (struct sockaddr *)&peer, sizeof peer) < 0)
+            die("count port: %s", strerror(errno));
     }
     if (send(fd, "?", 1, 0) != 1 || recv(fd, &total, sizeof total, MSG_WAITALL) != sizeof total)
         die("count port: %s", strerror(errno));
@@ -696,8 +720,8 @@ static void print_groups(double seconds) {
     for (int kind = 0; kind < GARBAGE; kind++) {
         const struct group *group = &groups[kind];
         if (!group->wanted) continue;
-        printf(", \"%s\": {\"sessions\": %d, \"open\": %d, \"bytes\": %llu, \"count\": %llu, \"p50_us\": %.1f, "
-               "\"p99_us\": %.1f, \"max_us\": %.1f}",
+        printf(", \"%s\": {\"sessions\": %d, \"open\": %d, \"bytes\": %llu, \"count\": %llu, "
+               "\"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}",
                group->name, group->wanted, group->open, (unsigned long long)group->bytes,
                (unsigned long long)group->latency.count, percentile_us(&group->latency, 0.5),
                percentile_us(&group->latency, 0.99), (double)group->latency.longest / 1000);
@@ -706,8 +730,8 @@ static void print_groups(double seconds) {
 
 static void print_rest(void) {
     if (option.garbage_rate)
-        printf(", \"garbage\": {\"started\": %llu, \"left\": %llu, \"stayed\": %llu, \"ended_by_server\": %llu, "
-               "\"failed\": %llu}",
+        printf(", \"garbage\": {\"started\": %llu, \"left\": %llu, \"stayed\": %llu, "
+               "\"ended_by_server\": %llu, \"failed\": %llu}",
                (unsigned long long)garbage.started, (unsigned long long)garbage.left,
                (unsigned long long)garbage.stayed, (unsigned long long)garbage.ended_by_server,
                (unsigned long long)garbage.failed);
@@ -721,7 +745,7 @@ static int run_client(void) {
     for (size_t i = 0; i < sizeof random_bytes; i++) random_bytes[i] = (uint8_t)(i * 167 + 89);
     for (int kind = 0; kind < GARBAGE; kind++)
         for (int i = 0; i < groups[kind].wanted; i++) {
-            if (session_count + GARBAGE_SLOTS * (option.garbage_rate > 0) >= MAX_SESSIONS) die("too many sessions");
+            if (session_count >= MAX_SESSIONS - GARBAGE_SLOTS) die("too many sessions");
             sessions[session_count++] = (struct session){.fd = -1, .kind = (uint8_t)kind};
         }
 
@@ -734,7 +758,8 @@ static int run_client(void) {
     if (groups[IDLE].wanted) {
         wait_for_echoes();
         printf("ready\n");
-        poll(&(struct pollfd){.fd = STDIN_FILENO, .events = POLLIN}, 1, (int)(option.seconds * 1000));
+        struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+        poll(&input, 1, (int)(option.seconds * 1000));
         printf("{\"lost\": %d, ", count_lost());
         print_groups(0);
         print_rest();
@@ -782,18 +807,21 @@ static void parse(int argc, char **argv) {
         const char *text = optarg ? optarg : "1";
         char *end;
         double value = strtod(text, &end);
-        if (*end || end == text || value < 0 || value > 1e9) die("--%s %s: no number", named[chosen].name, text);
+        if (*end || end == text || value < 0 || value > 1e9)
+            die("--%s %s: no number", named[chosen].name, text);
         if (options[chosen].integer) *options[chosen].integer = (int)value;
         else *options[chosen].real = value;
     }
-    if (option.bytes < 1 || option.bytes > MAX_MESSAGE) die("--bytes is between 1 and %d", MAX_MESSAGE);
+    if (option.bytes < 1 || option.bytes > MAX_MESSAGE)
+        die("--bytes is between 1 and %d", MAX_MESSAGE);
     if (option.seconds > 600 || option.warmup > 600) die("ten minutes is the most");
 }
 
 int main(int argc, char **argv) {
     const char *end = argc > 1 ? argv[1] : "";
     bool client = !strcmp(end, "client");
-    if (!client && strcmp(end, "origin")) die("usage: load origin | load client OPTIONS (see the head of load.c)");
+    if (!client && strcmp(end, "origin"))
+        die("usage: load origin | load client OPTIONS (see the head of load.c)");
     parse(argc - 1, argv + 1);
     prepare();
     if (client) return run_client();

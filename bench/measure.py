@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from processes import Load, Server, Unmeasured, cpu_seconds, resident_bytes
 from systems import LOAD, Kind, Setting, System, new_directory
 from workloads import Outcome, Workload
 
-# Each run starts its server, and its origins, on ports of their own: no run meets the TIME_WAITs of
-# the one before.
+# Each run has its server and its origins on ports of their own: no run meets the TIME_WAITs of the
+# one before. Servers stay below the range from which the kernel takes ports for connections.
 PORTS_EACH = 10
-_ports = count(2000, PORTS_EACH)
+FIRST_PORT, LAST_PORT = 2000, 19990
+_ports = count(FIRST_PORT, PORTS_EACH)
 
 
 def measure(system: System, workload: Workload, seconds: float, *, unprivileged: bool) -> Outcome:
@@ -27,97 +29,89 @@ def measure(system: System, workload: Workload, seconds: float, *, unprivileged:
         if system.kind is not Kind.NOTHING:
             server = Server(system.full_command(setting), setting.port, unprivileged=unprivileged)
             stack.enter_context(server)
+        run = _Run(stack, system, setting, server, workload, seconds)
         try:
-            if workload.idle and server:
-                return _hold(stack, system, setting, server, workload, seconds)
-            return _run(stack, system, setting, server, workload, seconds)
-        except Unmeasured as reason:
+            return run.hold() if workload.idle else run.load()
+        except Unmeasured as why:
             if server and server.process.poll() is not None:
-                raise Unmeasured(f"the server ended by itself; {reason}") from None
+                raise Unmeasured(f"the server ended by itself; {why}") from None
             raise
 
 
 def _next_port() -> int:
     port = next(_ports)
-    if port > 19000:
+    if port > LAST_PORT:
         raise Unmeasured("more runs than there are ports for servers: ask for fewer rounds")
     return port
 
 
 def _start_origin(stack: ExitStack) -> dict[str, int]:
-    origin = stack.enter_context(Load(str(LOAD), "origin", limit=600))
+    origin = stack.enter_context(Load(str(LOAD), "origin", limit=900))
     ports: dict[str, int] = json.loads(origin.line())
     return ports
 
 
-def _client(
-    stack: ExitStack, system: System, setting: Setting, origin: int, *arguments: object
-) -> Load:
-    where = system.client_arguments(setting, origin)
-    return stack.enter_context(Load(str(LOAD), "client", *where, *arguments, limit=120))
+@dataclass(frozen=True, slots=True)
+class _Run:
+    stack: ExitStack
+    system: System
+    setting: Setting
+    server: Server | None
+    workload: Workload
+    seconds: float
 
+    def load(self) -> Outcome:
+        outcome: Outcome = {}
+        if self.workload.alone_first:
+            outcome["alone"] = _figures(self._client(0, *self.workload.main))
+        beside = self._client(1, *self.workload.beside) if self.workload.beside else None
+        main = self._client(0, *self.workload.main)
+        main.wait_for("begin")
+        before = self._cpu()
+        main.wait_for("end")
+        outcome["cpu"] = self._cpu() - before if self.server else None
+        outcome["main"] = main.figures()
+        if beside:
+            outcome["beside"] = _figures(beside)
+        return outcome
 
-def _run(
-    stack: ExitStack,
-    system: System,
-    setting: Setting,
-    server: Server | None,
-    workload: Workload,
-    seconds: float,
-) -> Outcome:
-    outcome: Outcome = {}
-    if workload.alone_first:
-        alone = _client(stack, system, setting, 0, "--seconds", seconds, *workload.main)
-        outcome["alone"] = _figures(alone)
-    beside = (
-        _client(stack, system, setting, 1, "--seconds", seconds, *workload.beside)
-        if workload.beside
-        else None
-    )
-    main = _client(stack, system, setting, 0, "--seconds", seconds, *workload.main)
-    main.wait_for("begin")
-    before = cpu_seconds(server.pid) if server else 0
-    main.wait_for("end")
-    outcome["cpu"] = cpu_seconds(server.pid) - before if server else None
-    outcome["main"] = main.figures()
-    if beside:
-        outcome["beside"] = _figures(beside)
-    return outcome
+    def hold(self) -> Outcome:
+        assert self.server
+        # What a server takes once, with its first sessions, is not what each of them costs.
+        _figures(self._client(0, "--conn", 8, "--seconds", 0.5, "--warmup", 0))
+        empty = resident_bytes(self.server.pid)
+        client = self._client(0, *self.workload.main, "--seconds", self.seconds + 30)
+        client.wait_for("ready")
+        time.sleep(0.5)  # for what was begun when the last session opened
+        before, since = self._cpu(), time.monotonic()
+        time.sleep(self.seconds)
+        spent, lasted = self._cpu() - before, time.monotonic() - since
+        full = resident_bytes(self.server.pid)
+        client.release()
+        figures = client.figures()
+        sessions, count, lost = (
+            figures["idle"]["sessions"],
+            figures["idle"]["count"],
+            figures["lost"],
+        )
+        if lost or count < sessions:
+            raise Unmeasured(f"of {sessions} sessions {count} carried a byte and {lost} were lost")
+        return {
+            "main": figures,
+            "cpu_share": spent / lasted,
+            "bytes_each": (full - empty) / sessions,
+        }
+
+    def _client(self, origin: int, *arguments: object) -> Load:
+        where = self.system.client_arguments(self.setting, origin)
+        everything = ("client", *where, "--seconds", self.seconds, *arguments)
+        return self.stack.enter_context(Load(str(LOAD), *everything, limit=self.seconds + 120))
+
+    def _cpu(self) -> float:
+        return cpu_seconds(self.server.pid) if self.server else 0.0
 
 
 def _figures(client: Load) -> Outcome:
     client.wait_for("begin")
     client.wait_for("end")
     return client.figures()
-
-
-def _hold(
-    stack: ExitStack,
-    system: System,
-    setting: Setting,
-    server: Server,
-    workload: Workload,
-    seconds: float,
-) -> Outcome:
-    # What a server takes once and for all, with its first sessions, is not what each one costs.
-    _figures(_client(stack, system, setting, 0, "--conn", 8, "--seconds", 0.5, "--warmup", 0))
-    empty = resident_bytes(server.pid)
-    client = _client(stack, system, setting, 0, "--seconds", 60, *workload.main)
-    client.wait_for("ready")
-    time.sleep(0.5)
-    before, since = cpu_seconds(server.pid), time.monotonic()
-    time.sleep(seconds)
-    spent = cpu_seconds(server.pid) - before
-    lasted = time.monotonic() - since
-    full = resident_bytes(server.pid)
-    client.release()
-    figures = client.figures()
-    if figures["lost"] or figures["idle"]["count"] < figures["idle"]["sessions"]:
-        raise Unmeasured(
-            f"{figures['lost']} sessions lost, {figures['idle']['count']} ever carried a byte"
-        )
-    return {
-        "main": figures,
-        "cpu_share": spent / lasted,
-        "bytes_each": (full - empty) / figures["idle"]["sessions"],
-    }

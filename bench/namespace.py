@@ -1,4 +1,4 @@
-"""A network namespace of the benchmark's own, so that its kernel settings touch nothing else on the machine."""
+"""A network namespace of the benchmark's own, so that its settings touch nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def enter() -> list[str]:
-    """Come back inside the namespace, by starting over in it; returns what had to be done without."""
+    """Come back inside the namespace, by starting over in it; returns what could not be had."""
     if MARK not in sys.argv:
         command = ["unshare", "--net"]
         if os.geteuid() != 0:
@@ -45,8 +45,8 @@ def enter() -> list[str]:
         notes.append("congestion control stays " + congestion_control())
     elif congestion_control() != CONGESTION_CONTROLS[0]:
         notes.append(
-            f"congestion control is {congestion_control()}: this kernel allows no namespace {CONGESTION_CONTROLS[0]}"
-            " (it is not in the first namespace's tcp_allowed_congestion_control)"
+            f"congestion control is {congestion_control()}, which does not pace either: "
+            f"{CONGESTION_CONTROLS[0]} is not among the machine's tcp_allowed_congestion_control"
         )
     return notes
 

@@ -1,4 +1,4 @@
-"""Processes: start them, end them by their pid whatever happens, and read what their whole tree has used."""
+"""Processes: start them, end them by pid whatever happens, read what a whole tree has used."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Server:
         return (said.strip().splitlines() or ["it said nothing"])[-1]
 
     def stop(self, patience: float = 3.0) -> None:
-        members = tree(self.pid)
+        members = tree(self.pid) if self.process.poll() is None else []
         self.process.terminate()
         try:
             self.process.wait(patience)

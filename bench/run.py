@@ -1,4 +1,4 @@
-"""The benchmark suite: every workload against every system in turn, in a network namespace of its own.
+"""The benchmark suite: every workload against every system in turn.
 
     python bench/run.py [--only down-1,conn] [--systems fastsocks,haproxy] [--rounds 5] [--seconds
     2] [--json FILE]
@@ -114,7 +114,8 @@ def main() -> int:
         "workloads": {},
     }
     print(
-        f"Linux {record['kernel']}, {record['cpus']} CPUs, {options.rounds} rounds of {options.seconds:g} s;",
+        f"Linux {record['kernel']}, {record['cpus']} CPUs,"
+        f" {options.rounds} rounds of {options.seconds:g} s;",
         end=" ",
     )
     print(
@@ -147,8 +148,8 @@ def compare(
                 outcome = measure(
                     system, workload, options.seconds, unprivileged=options.unprivileged
                 )
-            except Unmeasured as reason:
-                reasons[system] = str(reason)
+            except Unmeasured as why:
+                reasons[system] = str(why)
             else:
                 outcomes[system].append(outcome)
     _progress("")
@@ -164,7 +165,8 @@ def compare(
     }
     text = lay_out(workload, table, errors, verdicts)
     for system, reason in reasons.items():
-        text += f"\n  {system.name} was given up after {len(outcomes[system])} of {options.rounds} rounds: {reason}"
+        rounds = f"{len(outcomes[system])} of {options.rounds} rounds"
+        text += f"\n  {system.name} was given up after {rounds}: {reason}"
     record = {
         "title": workload.title,
         "reference": workload.reference,

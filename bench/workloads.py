@@ -1,4 +1,4 @@
-"""The workloads: what load each is, which figures it gives, and the bar that fastsocks has to pass in it."""
+"""The workloads: what load each is, which figures it gives, which bar fastsocks has to pass."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _cpu_per(group: str, counted: str, scale: float) -> Callable[[Outcome], floa
 
 
 def _times_alone(outcome: Outcome) -> float:
-    return outcome["main"]["rr"]["p99_us"] / outcome["alone"]["rr"]["p99_us"]
+    return float(outcome["main"]["rr"]["p99_us"] / outcome["alone"]["rr"]["p99_us"])
 
 
 def _bulk(way: str, flows: int) -> Workload:
@@ -164,7 +164,7 @@ ALL = (
     ),
     Workload(
         name="garbage",
-        title="64-byte ping-pong on 8 connections, alone and beside a port scan: 1,000 connections/s of garbage for 3 s",
+        title="64-byte ping-pong on 8 connections, alone and beside 3 s of a port scan, 1,000/s",
         main=("--rr", 8, "--seconds", 3),
         beside=("--garbage", 1000, "--seconds", 3),
         alone_first=True,

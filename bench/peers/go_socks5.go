@@ -1,4 +1,4 @@
-// The go-socks5 library as a server with its own defaults: listens on the address given as the only argument.
+// The go-socks5 library as a server with its own defaults, on the address given as argument.
 package main
 
 import (

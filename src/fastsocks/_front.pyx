@@ -155,8 +155,9 @@ cdef class Conn:
     cdef Timer timer
     cdef Address address
 
-    def __init__(self):
-        raise TypeError("a Conn comes from an Engine")
+    def __cinit__(self):
+        self.fd = -1
+        self.stage = GONE
 
     @property
     def peer(self):
@@ -189,6 +190,8 @@ cdef class Conn:
 
     def deadline(self, double seconds):
         self.expired = False
+        if self.fd < 0:
+            return
         if seconds:
             timer_set(&self.engine.wheel, &self.timer, monotonic_ms() + <uint64_t>(seconds * 1000))
         else:
@@ -536,12 +539,12 @@ cdef class Engine:
         cdef socklen_t length
         cdef int fd
         cdef int error
-        cdef int attempt
+        cdef int _attempt
         cdef uint32_t limit = self.settings.max_sessions
         if number >= <uint32_t>len(self.listeners):
             return
         cdef int listener = self.listeners[number].fileno()
-        for attempt in range(ACCEPTS_PER_TURN):
+        for _attempt in range(ACCEPTS_PER_TURN):
             if limit and self.sessions >= limit:
                 self.quiet.warning("full", "all %d sessions are taken: not accepting more", limit)
                 self.pause_accepting()
@@ -668,13 +671,16 @@ cdef class Engine:
 
     cdef on_conn_event(self, uint64_t data, uint32_t events):
         cdef uint32_t index = <uint32_t>data
+        cdef Conn conn  # a reference of its own: the table's may go during the event
         if index < self.table_size and self.table[index] != NULL:
             if self.generations[index] == <uint32_t>(data >> 32):
-                (<Conn>self.table[index]).on_event(events)
+                conn = <Conn>self.table[index]
+                conn.on_event(events)
 
     cdef expire(self):
         cdef Timer expired
         cdef Timer *timer
+        cdef Conn conn
         if self.epfd < 0:
             return
         wheel_collect(&self.wheel, monotonic_ms(), &expired)
@@ -687,7 +693,8 @@ cdef class Engine:
             elif timer == &self.nudge_timer:
                 self.nudge()
             else:
-                (<Conn>timer.owner).on_deadline()
+                conn = <Conn>timer.owner
+                conn.on_deadline()
 
     cdef report(self, error):
         self.loop.call_exception_handler(
@@ -851,7 +858,6 @@ cdef class Engine:
         return pair
 
     cdef free_pair(self, Pair *pair):
-        cdef uint32_t index = pair.index
         cdef uint32_t generation = pair.generation
         pair.relay.pairs -= 1
         # The generation goes first: from then on no event or command finds the slot.
@@ -960,13 +966,15 @@ cdef class Engine:
 
     def close(self):
         cdef uint32_t index
+        cdef Conn conn
         if self.epfd < 0:
             return
         self.stop_listening()
         timer_clear(&self.nudge_timer)
         for index in range(self.table_size):
             if self.table[index] != NULL:
-                (<Conn>self.table[index]).drop()
+                conn = <Conn>self.table[index]
+                conn.drop()
         self.stop_relays()
         self.loop.remove_reader(self.epfd)
         for index in range(<uint32_t>self.relay_count):

@@ -178,7 +178,8 @@ cdef extern from "<signal.h>" nogil:
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
-    int pthread_create(pthread_t *thread, void *attributes, void *(*run)(void *) noexcept nogil, void *argument)
+    int pthread_create(pthread_t *thread, void *attributes,
+                       void *(*run)(void *) noexcept nogil, void *argument)
     int pthread_join(pthread_t thread, void **result)
     int pthread_sigmask(int how, sigset_t *mask, sigset_t *old)
     int pthread_setname_np(pthread_t thread, const char *name)

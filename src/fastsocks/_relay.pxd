@@ -108,7 +108,7 @@ cdef struct Direction:
 cdef struct Pair:
     Timer timer
     uint32_t index
-    uint32_t generation # counts the sessions of this slot; part of the epoll data
+    uint32_t generation  # counts the sessions of this slot; part of the epoll data
     uint32_t state      # PairState
     uint8_t queued      # on the run queue
     End end[2]

@@ -69,8 +69,7 @@ async def serve(config: Config, loop_name: str) -> None:
     server.start()
     announce(server, loop_name)
     await stop.wait()
-    assert server.engine is not None
-    log.info("stopping: %d sessions have %g s to finish", server.engine.sessions, config.grace)
+    log.info("stopping: %d sessions have %g s to finish", server.sessions, config.grace)
     stopping = asyncio.ensure_future(server.stop())
     hurrying = asyncio.ensure_future(hurry.wait())
     await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
@@ -85,15 +84,13 @@ async def serve(config: Config, loop_name: str) -> None:
 def announce(server: Server, loop_name: str) -> None:
     """One line for people and for programs that wait for it. A reader who has
     gone away is no reason to stop."""
-    engine = server.engine
-    assert engine is not None
     where = ", ".join(endpoint(*address) for address in server.addresses)
     login = "USER:PASSWORD@" if server.config.users else ""
     example = f"curl -x socks5h://{login}{endpoint(*server.addresses[0])} https://example.org/"
     with contextlib.suppress(OSError):
         print(
-            f"fastsocks listening on {where} (engine {engine.name}, loop {loop_name},"
-            f" {engine.describe()}); try: {example}",
+            f"fastsocks listening on {where} (loop {loop_name}, {server.describe()});"
+            f" try: {example}",
             flush=True,
         )
 
@@ -275,7 +272,8 @@ def listeners(options: argparse.Namespace) -> list[str]:
         return options.listen or ["127.0.0.1:1080"]
     if options.listen:
         raise ConfigError("--listen and -i/-p say the same thing: use one of them")
-    return [endpoint(options.host or "127.0.0.1", options.port or "1080")]
+    host = options.host or "127.0.0.1"
+    return [f"{f'[{host}]' if ':' in host else host}:{options.port or '1080'}"]
 
 
 def read_password(options: argparse.Namespace) -> str | None:

@@ -43,9 +43,9 @@ class Dialer:
                 failure = error
         raise failure
 
-    async def _try(self, client: Conn, address: Address, timeout: float) -> Conn:
+    async def _try(self, client: Conn, address: Address, budget: float) -> Conn:
         try:
-            return await self._engine.dial(client, address, self._source, timeout)
+            return await self._engine.dial(client, address, self._source, budget)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise DialError(f"connect: {reason}", reply_for(error)) from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fastsocks.errors import ConfigError
 
@@ -89,9 +89,12 @@ class Conn(Protocol):
 class Engine(Protocol):
     """See the top of this file. Belongs to one event loop and one thread."""
 
-    name: str
-    sessions: int
-    """connections accepted and not closed yet"""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sessions(self) -> int:
+        """Connections accepted, or adopted and relayed, that are not closed yet."""
 
     def describe(self) -> str:
         """Relay mode, threads and effective pipe size in words, for the log."""
@@ -144,7 +147,8 @@ def choose(
         try:
             from fastsocks import _front
 
-            return _front.Engine(loop, settings, on_closed)
+            # An engine's calls take its own Conn only, which a Protocol cannot say.
+            return cast(Engine, _front.Engine(loop, settings, on_closed))
         except ImportError as error:
             if name == "native":
                 raise ConfigError(
@@ -153,4 +157,4 @@ def choose(
                 ) from None
     from fastsocks import pure
 
-    return pure.Engine(loop, settings, on_closed)
+    return cast(Engine, pure.Engine(loop, settings, on_closed))

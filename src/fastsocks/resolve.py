@@ -9,6 +9,7 @@ that hangs cannot keep the program from ending.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import socket
 import threading
@@ -31,11 +32,11 @@ class Resolver:
         self._waiting: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._pending = 0
 
-    async def resolve(self, name: str, port: int, timeout: float) -> list[Address]:
+    async def resolve(self, name: str, port: int, budget: float) -> list[Address]:
         """Every address of ``name``, in the resolver's order, as IP literals.
 
         Raises DialError (host unreachable) for no address, no answer within
-        ``timeout`` seconds, or too many questions waiting.
+        ``budget`` seconds, or too many questions waiting.
         """
         if self._pending >= QUEUE_LIMIT:
             raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
@@ -47,11 +48,11 @@ class Resolver:
         self._pending += 1
         self._waiting.put(question)
         try:
-            async with asyncio.timeout(timeout or None):
+            async with asyncio.timeout(budget or None):
                 return await question.answer
         except TimeoutError:
             raise DialError(
-                f"no answer for {name} in {timeout:g} s", Reply.HOST_UNREACHABLE
+                f"no answer for {name} in {budget:g} s", Reply.HOST_UNREACHABLE
             ) from None
         except OSError as error:
             raise DialError(f"{name}: {error.strerror}", Reply.HOST_UNREACHABLE) from None
@@ -97,10 +98,9 @@ class _Question:
             else:
                 self.answer.set_result(addresses)
 
-        try:
+        # RuntimeError: the loop is closed, so nobody is left to be told.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(deliver)
-        except RuntimeError:
-            pass  # the loop is closed: nobody is left to be told
 
 
 def _literal(sockaddr: tuple[object, ...]) -> str:

@@ -79,6 +79,16 @@ class Server:
         for sock in listeners:
             self.engine.listen(sock, self._on_client)
 
+    @property
+    def sessions(self) -> int:
+        """Connections of clients that are not closed yet."""
+        return self.engine.sessions if self.engine is not None else 0
+
+    def describe(self) -> str:
+        """Engine, relay mode and effective pipe size, for the log."""
+        engine = self.engine
+        return "not started" if engine is None else f"engine {engine.name}, {engine.describe()}"
+
     async def stop(self, grace: float | None = None) -> None:
         """Stops accepting, gives sessions ``grace`` seconds (default: the
         configured ones) to finish, and ends those that have not."""
@@ -87,7 +97,8 @@ class Server:
             return
         engine.stop_listening()
         deadline = self._loop.time() + grace
-        while engine.sessions and self._loop.time() < deadline:
+        # The engine reports ends of sessions, not of refused clients: so it is asked.
+        while engine.sessions and self._loop.time() < deadline:  # noqa: ASYNC110  # noqa: ASYNC110
             await asyncio.sleep(STOP_POLL)
         tasks = list(self._tasks)
         for task in tasks:

@@ -75,17 +75,17 @@ class Session:
 
     async def _negotiate(self, client: Conn, machine: Machine, flow: Flow) -> Request:
         """Methods, credentials and request, in whatever segments they come."""
-        while True:
-            event = await self._next_event(client, machine)
-            if isinstance(event, Request):
-                self._check_socks4_allowed(machine)
-                return event
-            assert isinstance(machine, Socks5)
+        while not isinstance(event := await self._next_event(client, machine), Request):
             if isinstance(event, Methods):
-                await client.send(machine.choose(self._choose_method(event.offered)))
+                answer = machine.choose(self._choose_method(event.offered))
             else:
                 self._authenticate(event, flow)
-                await client.send(machine.verdict(True))
+                answer = machine.verdict(True)
+            await client.send(answer)
+        if self._users and isinstance(machine, Socks4):
+            # Its user id proves nothing.
+            raise AuthError("SOCKS4 cannot authenticate, and users are configured")
+        return event
 
     async def _next_event(self, client: Conn, machine: Machine) -> Event:
         while (event := machine.next_event()) is None:
@@ -111,11 +111,6 @@ class Session:
         if not self._users.verify(claim.user, claim.password):
             raise AuthError(f"wrong user or password for user {claim.user[:64]!r}")
         flow.user = claim.user.decode("utf-8", "replace")
-
-    def _check_socks4_allowed(self, machine: Machine) -> None:
-        """A SOCKS4 user id proves nothing, so where users are configured it is refused."""
-        if self._users and machine.version == Socks4.version:
-            raise AuthError("SOCKS4 cannot authenticate, and users are configured")
 
     def _decide(self, request: Request) -> None:
         if request.command != wire.CONNECT:

@@ -216,9 +216,8 @@ def _running_proxy(
         yield proxy
         proxy.finish()
     finally:
-        if process.returncode is None:
-            process.kill()
-            process.communicate()
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module", params=["native", "python"])

@@ -315,9 +315,10 @@ def test_refused_port(proxy, fetch, refused_port, scheme, code) -> None:
     assert f"({code})" in result.errors
 
 
-@pytest.mark.parametrize(("scheme", "code"), [("socks4a", 91), ("socks5h", 4)])
-def test_name_that_cannot_be(proxy, fetch, scheme, code) -> None:
+@pytest.mark.parametrize(("scheme", "codes"), [("socks4a", {91}), ("socks5h", {1, 4})])
+def test_name_that_cannot_be(proxy, fetch, scheme, codes) -> None:
     # A label of 64 letters is one too long for the DNS: no resolver sends a question for it.
+    # Whether that is a bad request (1) or a host that is not there (4) is the proxy's choice.
     result = fetch(f"{scheme}://{proxy.address}", f"http://{'x' * 64}.invalid/")
     assert (result.process.returncode, result.size) == (PROXY_ERROR, 0)
-    assert f"({code})" in result.errors
+    assert any(f"({code})" in result.errors for code in codes), result.errors

@@ -3,6 +3,8 @@ contract towards the session.
 
     machine.feed(data)              store what the client sent, whatever the cut
     machine.next_event()            the next event, or None: feed more
+    machine.choose(method)          the answer to the event Methods
+    machine.verdict(accepted)       the answer to the event Credentials
     machine.refusal(reply)          the full-length reply for a failure, b"" where
                                     the protocol has none at this point
     machine.granted(host, port)     the reply for success
@@ -14,6 +16,7 @@ of a machine is the name of that method.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,12 +43,10 @@ class Credentials(NamedTuple):
 Event = Methods | Credentials | Request
 
 
-class Machine:
+class Machine(abc.ABC):
     """The part every machine shares; see the top of this file."""
 
     __slots__ = ("_data", "_read")
-
-    version = 0
 
     def __init__(self) -> None:
         self._data = b""
@@ -62,11 +63,21 @@ class Machine:
         data, self._data = self._data, b""
         return data
 
-    def granted(self, host: str, port: int) -> bytes:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def choose(self, method: int) -> bytes:
+        """The answer to Methods."""
 
+    @abc.abstractmethod
+    def verdict(self, accepted: bool) -> bytes:
+        """The answer to Credentials."""
+
+    @abc.abstractmethod
+    def granted(self, host: str, port: int) -> bytes:
+        """The reply for success, with the address the remote sees."""
+
+    @abc.abstractmethod
     def refusal(self, reply: Reply) -> bytes:
-        raise NotImplementedError
+        """The reply for failure, b"" where none is due."""
 
     def _take(self, length: int) -> bytes:
         taken, self._data = self._data[:length], self._data[length:]

@@ -25,11 +25,15 @@ FIXED = 8
 class Socks4(Machine):
     __slots__ = ()
 
-    version = VERSION
-
     def __init__(self) -> None:
         super().__init__()
         self._read = self._read_request
+
+    def choose(self, method: int) -> bytes:
+        return b""  # SOCKS4 has no methods and no credentials: never asked
+
+    def verdict(self, accepted: bool) -> bytes:
+        return b""
 
     def granted(self, host: str, port: int) -> bytes:
         packed = wire.packed_ipv4(host) or bytes(4)

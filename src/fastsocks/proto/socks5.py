@@ -33,8 +33,6 @@ UNSPECIFIED = b"\x01\x00\x00\x00\x00\x00\x00"  # ATYP 1, 0.0.0.0, port 0
 class Socks5(Machine):
     __slots__ = ("_atyp", "_stage")
 
-    version = VERSION
-
     def __init__(self) -> None:
         super().__init__()
         self._read = self._read_methods
