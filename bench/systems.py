@@ -117,6 +117,10 @@ defaults
     timeout connect 10s
     timeout client 10m
     timeout server 10m
+"""
+
+# It binds in the order of its config, so that once this one answers, all do.
+HAPROXY_TAIL = """
 frontend ready
     bind 127.0.0.1:{port}
 """
@@ -150,7 +154,7 @@ def _haproxy(setting: Setting) -> list[str]:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # It sets aside two descriptors for each connection and half a one for a pipe, and will not
     # start with fewer.
-    text = HAPROXY_HEAD.format(port=setting.port, connections=min(6000, descriptors // 3))
+    text = HAPROXY_HEAD.format(connections=min(6000, descriptors // 3))
     for number, origin in enumerate(setting.origins):
         for role in ROLES:
             port = _frontend_port(setting, number, role)
@@ -162,6 +166,7 @@ def _haproxy(setting: Setting) -> list[str]:
                     f"    server {target} {target}:{origin[role]}" for target in TARGETS
                 ),
             )
+    text += HAPROXY_TAIL.format(port=setting.port)
     config = setting.directory / "haproxy.cfg"
     config.write_text(text)
     return [str(_path("haproxy")), "-db", "-f", str(config)]

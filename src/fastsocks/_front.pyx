@@ -588,7 +588,11 @@ cdef class Engine:
         elif data:
             conn.stage = SESSION
             conn.stash = data
-            self.on_client(conn)
+            try:
+                self.on_client(conn)
+            except BaseException:
+                conn.drop()  # it has no owner
+                raise
         else:
             conn.drop()
 

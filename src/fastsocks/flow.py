@@ -24,8 +24,13 @@ class Flow:
         self.target = "-"
 
     def __str__(self) -> str:
-        user = f"{self.user}@" if self.user else ""
+        user = f"{printable(self.user)}@" if self.user else ""
         return f"#{self.id} {user}{endpoint(*self.client)} -> {self.target}"
+
+
+def printable(text: str) -> str:
+    """What a peer wrote, with nothing in it that a log or a terminal obeys."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def endpoint(host: str, port: int) -> str:

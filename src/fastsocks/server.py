@@ -109,15 +109,17 @@ class Server:
         self._resolver.close()
 
     def _on_client(self, client: Conn) -> None:
-        task = self._loop.create_task(self._serve(client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(self._loop.create_task(self._serve(client)))
 
     async def _serve(self, client: Conn) -> None:
         try:
             await self._session.run(client)
         except Exception:
             log.exception("session of %s ended by an error in fastsocks", endpoint(*client.peer))
+        finally:
+            # A done callback would cost every session one more turn of the loop.
+            if task := asyncio.current_task():
+                self._tasks.discard(task)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
         if log.isEnabledFor(logging.DEBUG):

@@ -121,7 +121,7 @@ def test_refusal_reaches_a_client_that_has_sent_more(client, refused_port, shape
     # Closing with unread input would make the kernel reset the connection, and the reset can
     # overtake the answer.
     handshake = shape(refused_port)
-    client.sendall(handshake + bytes(1024))
+    client.sendall(handshake + bytes(1 << 16))
     answer = read_exactly(client, answer_size(handshake))
     assert answer.startswith(answer_before_payload(handshake, code4=SOCKS4_FAILED, code5=5))
     client.shutdown(socket.SHUT_WR)

@@ -20,7 +20,7 @@ import fastsocks
 from fastsocks import engine
 
 # For anything that should take milliseconds, on a machine that is busy elsewhere.
-PATIENCE = 20.0
+PATIENCE = 10.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 DATA_SEGMENTS_IN = 152  # offset in struct tcp_info
 
@@ -186,8 +186,8 @@ class Remote:
         self.received = bytearray()
         self.host, self.port = "", 0
 
-    async def start(self, host: str) -> None:
-        self._server = await asyncio.start_server(self._serve, host, 0)
+    async def start(self, host: str, port: int) -> None:
+        self._server = await asyncio.start_server(self._serve, host, port)
         self.host, self.port = self._server.sockets[0].getsockname()[:2]
 
     async def stop(self) -> None:
@@ -226,9 +226,9 @@ async def remote() -> AsyncIterator[Callable[..., Awaitable[Remote]]]:
     script sends everything back and finishes when the client does."""
     started: list[Remote] = []
 
-    async def start(script: Script | None = None, host: str = "127.0.0.1") -> Remote:
+    async def start(script: Script | None = None, host: str = "127.0.0.1", port: int = 0) -> Remote:
         one = Remote(script) if script else Remote(lambda *streams: one.echo(*streams))
-        await one.start(host)
+        await one.start(host, port)
         started.append(one)
         return one
 

@@ -59,7 +59,9 @@ async def test_socks4_reply_names_the_true_local_address(server, dial, echo, say
     reply = await client.ask(say.socks4(host, echo.port, b"somebody"), 8)
     assert reply[:2] == b"\x00\x5a"
     assert await client.echoes()
-    assert (str(ipaddress.ip_address(reply[4:])), int.from_bytes(reply[2:4], "big")) == echo.peers[0]
+    assert (str(ipaddress.ip_address(reply[4:])), int.from_bytes(reply[2:4], "big")) == echo.peers[
+        0
+    ]
 
 
 async def test_source_address(serve, dial, echo):
@@ -151,9 +153,7 @@ async def test_no_success_before_the_connection_stands(server, dial, black_hole,
     assert (await client.exactly(10))[:4] == b"\x05\x00\x00\x01"
 
 
-async def test_no_socks4_success_before_the_connection_stands(
-    server, dial, black_hole, say, until
-):
+async def test_no_socks4_success_before_the_connection_stands(server, dial, black_hole, say, until):
     client = await dial(server)
     await client.send(say.socks4(black_hole.host, black_hole.port))
     await until(lambda: black_hole.waiting() == 1, "the proxy is connecting")
@@ -198,8 +198,7 @@ async def test_remote_that_resets_at_once(server, dial, remote, books):
     await client.send(b"\x05\x01\x00\x05\x01\x00\x01\x7f\0\0\1" + origin.port.to_bytes(2, "big"))
     # The reply may be overtaken by the reset, but nothing else may come in its place.
     with pytest.raises(ConnectionResetError):
-        reply = await client.to_end()
-        pytest.fail(f"an orderly end after {reply!r}")
+        await client.to_end()
     client.close()
     await ledger.balance()
 

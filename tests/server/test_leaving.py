@@ -13,11 +13,13 @@ STREAM = GREETING + LOGIN + b"\x05\x01\x00\x03\x0bexample.com\x00\x50"
 
 
 def leave(client, how: str) -> None:
-    if how == "reset":
-        client.reset()
-    elif how == "finish":
-        client.finish()
-    else:
+    {"close": client.close, "reset": client.reset, "finish": client.finish}[how]()
+
+
+async def over(client, how: str) -> None:
+    """A client that only half-closed sees the server close, and does the same."""
+    if how == "finish":
+        await client.ended()
         client.close()
 
 
@@ -38,7 +40,9 @@ def quiet_log(caplog):
 async def test_without_a_word(server, dial, books, how):
     ledger = books(server)
     for _ in range(20):
-        leave(await dial(server), how)
+        client = await dial(server)
+        leave(client, how)
+        await over(client, how)
     await ledger.balance()
 
 
@@ -53,16 +57,20 @@ async def test_in_the_middle_of_the_handshake(serve, dial, books, position, how)
             if pause:
                 await client.seen()
             leave(client, how)
+            await over(client, how)
         await ledger.balance()
 
 
 @every_way
-@pytest.mark.parametrize("stream", [b"\x04", b"\x04\x01\x00\x50\x7f\x00\x00\x01user", b"G", b"\x16"])
+@pytest.mark.parametrize(
+    "stream", [b"\x04", b"\x04\x01\x00\x50\x7f\x00\x00\x01user", b"G", b"\x16"]
+)
 async def test_others_in_the_middle(server, dial, books, stream, how):
     ledger = books(server)
     client = await dial(server)
     await client.send(stream)
     leave(client, how)
+    await over(client, how)
     await ledger.balance()
 
 
@@ -79,6 +87,7 @@ async def test_while_its_name_is_resolved(serve, dial, say, echo, names, until, 
         leave(client, how)
         await client.seen()
         names.release()
+        await over(client, how)
         await ledger.balance()
 
 
@@ -94,9 +103,7 @@ async def test_while_its_name_hangs(serve, dial, say, names, until, books, how):
         await ledger.balance()
 
 
-async def test_reset_while_connecting_ends_the_attempt(
-    serve, dial, say, black_hole, until, books
-):
+async def test_reset_while_connecting_ends_the_attempt(serve, dial, say, black_hole, until, books):
     async with serve(connect_timeout=60) as server:
         ledger = books(server)
         client = await dial(server)
@@ -108,9 +115,7 @@ async def test_reset_while_connecting_ends_the_attempt(
 
 
 @pytest.mark.parametrize("how", ["close", "finish"])
-async def test_fin_while_connecting_leaves_nothing(
-    serve, dial, say, black_hole, until, books, how
-):
+async def test_fin_while_connecting_leaves_nothing(serve, dial, say, black_hole, until, books, how):
     # A FIN may be a half-close of a client that waits for its answer: the attempt goes on.
     async with serve(connect_timeout=0.5) as server:
         ledger = books(server)
@@ -118,6 +123,7 @@ async def test_fin_while_connecting_leaves_nothing(
         await client.send(say.no_login + say.socks5(black_hole.host, black_hole.port))
         await until(lambda: black_hole.waiting() == 1, "the proxy is connecting")
         leave(client, how)
+        await over(client, how)
         await ledger.balance()
         assert black_hole.waiting() == 0
 

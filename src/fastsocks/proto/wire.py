@@ -6,6 +6,7 @@ here. Whether it may be reached is not this file's business.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ def ipv6_text(packed: bytes) -> str:
     return str(address.ipv4_mapped or address)
 
 
+# Few addresses are asked for often: those of our own ends of connections.
+@functools.lru_cache(maxsize=1024)
 def packed_ipv4(host: str) -> bytes | None:
     """The four octets of a strict dotted quad, else None.
 

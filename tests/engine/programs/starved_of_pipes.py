@@ -101,7 +101,7 @@ async def main(engine_name: str, relay: str) -> None:
 if __name__ == "__main__":
     # An interpreter in somebody's home cannot be read any more by nobody.
     "localhost".encode("idna")  # an encoding that is loaded late
-    importlib.import_module("fastsocks._relay" if sys.argv[1] == "native" else "fastsocks.pure")
+    importlib.import_module("fastsocks._front" if sys.argv[1] == "native" else "fastsocks.pure")
     become_nobody()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(*sys.argv[1:]))

@@ -1,0 +1,265 @@
+# Shows what dial promises: a connection with its addresses, the errno of connect() when there
+# is none, an end in time, and no descriptor left however it went.
+#
+# Must not know: which engine it is.
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+
+import pytest
+
+from fastsocks.errors import ClientGone
+
+
+@pytest.fixture
+def black_hole():
+    """The address of a listener whose queue is full: connecting to it takes for ever."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(address)
+        yield address
+
+
+@pytest.fixture
+def refusing():
+    """A port of ours that nobody listens on."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()
+
+
+async def test_both_addresses_of_a_connection(make_engine):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    listener = rig.listener()
+    remote = await rig.engine.dial(conn, listener.getsockname(), None, 10)
+    accepted, peer = listener.accept()
+    rig.hold(accepted)
+    assert remote.peer == listener.getsockname()
+    assert remote.sockname == peer
+    await remote.send(b"hello")
+    assert accepted.recv(5) == b"hello"
+    remote.close()
+    conn.close()
+
+
+async def test_a_dialled_connection_is_relayed(make_engine, payload):
+    rig = make_engine()
+    client, conn = rig.connected()
+    listener = rig.listener()
+    remote = await rig.engine.dial(conn, listener.getsockname(), None, 10)
+    accepted = rig.hold(listener.accept()[0])
+    accepted.settimeout(10)
+    rig.engine.relay(conn, remote, "flow", b"first ")
+    await client.send(b"second")
+    client.finish()
+    got = b""
+    while piece := await asyncio.to_thread(accepted.recv, 100):
+        got += piece
+    assert got == b"first second"
+
+
+async def test_small_writes_are_not_held_back(make_engine):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    listener = rig.listener()
+    remote = await rig.engine.dial(conn, listener.getsockname(), None, 10)
+    accepted = rig.hold(listener.accept()[0])
+    accepted.settimeout(10)
+    for _ in range(200):  # with Nagle's algorithm each second one would wait 40 ms
+        await remote.send(b"a")
+        await remote.send(b"b")
+        assert await asyncio.to_thread(accepted.recv, 2, socket.MSG_WAITALL) == b"ab"
+    remote.close()
+
+
+async def test_refused(make_engine, refusing):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    for _ in range(50):
+        with pytest.raises(OSError) as raised:
+            await rig.engine.dial(conn, refusing, None, 10)
+        assert raised.value.errno == errno.ECONNREFUSED
+    conn.close()
+    await rig.at_rest()
+
+
+async def test_the_timeout(make_engine, black_hole):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    with pytest.raises(OSError) as raised:
+        await rig.engine.dial(conn, black_hole, None, 0.3)
+    assert raised.value.errno == errno.ETIMEDOUT
+    conn.close()
+    await rig.at_rest()
+
+
+async def test_the_client_can_be_answered_after_a_failed_dial(make_engine, black_hole, refusing):
+    rig = make_engine()
+    client, conn = rig.connected()
+    for address in (black_hole, refusing, black_hole):
+        with pytest.raises(OSError):
+            await rig.engine.dial(conn, address, None, 0.2)
+    await client.send(b"early payload")
+    assert await conn.recv() == b"early payload"
+    await conn.send(b"sorry")
+    assert await client.read(5) == b"sorry"
+    conn.close()
+
+
+@pytest.mark.parametrize("pending", [b"", b"x" * 1000], ids=["silent", "with unread input"])
+async def test_a_client_that_resets_meanwhile(make_engine, until, black_hole, pending):
+    rig = make_engine()
+    client, conn = rig.connected()
+    dialling = asyncio.ensure_future(
+        asyncio.wait_for(rig.engine.dial(conn, black_hole, None, 20), 20)
+    )
+    await asyncio.sleep(0)
+    if pending:
+        await client.send(pending)
+    client.reset()
+    with pytest.raises(ClientGone):
+        await asyncio.wait_for(dialling, 5)
+    conn.close()
+    await rig.at_rest()
+
+
+async def test_a_client_that_resets_after_its_fin(make_engine, black_hole):
+    rig = make_engine()
+    client, conn = rig.connected()
+    client.finish()
+    assert await conn.recv() == b""
+    dialling = asyncio.ensure_future(
+        asyncio.wait_for(rig.engine.dial(conn, black_hole, None, 20), 20)
+    )
+    await asyncio.sleep(0)
+    client.reset()
+    with pytest.raises(ClientGone):
+        await asyncio.wait_for(dialling, 5)
+    conn.close()
+    await rig.at_rest()
+
+
+async def test_a_fin_of_the_client_is_no_reason_to_abort(make_engine, black_hole):
+    rig = make_engine()
+    client, conn = rig.connected()
+    await client.send(b"request, and that is all")
+    client.finish()
+    with pytest.raises(OSError) as raised:
+        await rig.engine.dial(conn, black_hole, None, 0.8)
+    assert raised.value.errno == errno.ETIMEDOUT
+    assert await conn.recv() == b"request, and that is all"
+    assert await conn.recv() == b""
+    conn.close()
+
+
+async def test_a_client_that_finished_before_is_relayed(make_engine):
+    rig = make_engine()
+    client, conn = rig.connected()
+    client.finish()
+    listener = rig.listener()
+    remote = await rig.engine.dial(conn, listener.getsockname(), None, 10)
+    accepted = rig.hold(listener.accept()[0])
+    rig.engine.relay(conn, remote, "flow", b"GET")
+    accepted.settimeout(10)
+    assert await asyncio.to_thread(accepted.recv, 3, socket.MSG_WAITALL) == b"GET"
+    assert await asyncio.to_thread(accepted.recv, 1) == b""
+    accepted.sendall(b"answer")
+    assert await client.read(6) == b"answer"
+
+
+async def test_many_dials_at_once(make_engine, black_hole, refusing):
+    rig = make_engine()
+    listener = rig.listener()
+    pairs = [rig.connected() for _ in range(60)]
+    addresses = [listener.getsockname(), refusing, black_hole]
+    results = await asyncio.gather(
+        *(
+            rig.engine.dial(conn, addresses[number % 3], None, 0.5)
+            for number, (_, conn) in enumerate(pairs)
+        ),
+        return_exceptions=True,
+    )
+    assert {error.errno for error in results[1::3]} == {errno.ECONNREFUSED}
+    assert {error.errno for error in results[2::3]} == {errno.ETIMEDOUT}
+    for remote in results[::3]:
+        assert remote.peer == listener.getsockname()
+        remote.close()
+    for _, conn in pairs:
+        conn.close()
+    await rig.at_rest()
+
+
+async def test_cancelling_a_dial_leaves_nothing(make_engine, until, black_hole):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    before = rig.engine.counters()["slots"]
+
+    async def dial() -> None:
+        await rig.engine.dial(conn, black_hole, None, 20)
+
+    dialling = asyncio.ensure_future(dial())
+    await asyncio.sleep(0)
+    dialling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dialling
+    conn.close()  # what a session does when it is cancelled
+    await until(lambda: rig.engine.counters()["slots"] <= before, "the dial's slot freed")
+
+
+async def test_the_source_address(make_engine):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    listener = rig.listener()
+    remote = await rig.engine.dial(conn, listener.getsockname(), "127.0.0.2", 10)
+    accepted, peer = listener.accept()
+    rig.hold(accepted)
+    assert peer[0] == "127.0.0.2"
+    assert remote.sockname == peer
+    remote.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("192.0.2.1", errno.EADDRNOTAVAIL), ("::1", errno.EAFNOSUPPORT)],
+)
+async def test_a_source_address_that_cannot_be_used(make_engine, source, reason):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    listener = rig.listener()
+    with pytest.raises(OSError) as raised:
+        await rig.engine.dial(conn, listener.getsockname(), source, 10)
+    assert raised.value.errno == reason
+    conn.close()
+    await rig.at_rest()
+
+
+async def test_ipv6(make_engine):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    listener = rig.listener("::1")
+    address = listener.getsockname()[:2]
+    remote = await rig.engine.dial(conn, address, None, 10)
+    accepted, peer = listener.accept()
+    rig.hold(accepted)
+    assert remote.peer == address
+    assert remote.sockname == peer[:2]
+    remote.close()
+
+
+async def test_a_scope_that_does_not_exist_is_an_oserror(make_engine):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    with pytest.raises(OSError):
+        await rig.engine.dial(conn, ("fe80::1%no-such-if", 9), None, 1)
+    conn.close()
+    await rig.at_rest()

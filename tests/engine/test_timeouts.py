@@ -1,0 +1,196 @@
+# Shows that every deadline of the settings is kept, by the right clock: silence is punished,
+# activity in either direction is not, and 0 means no limit.
+#
+# Must not know: how exact an engine's timers are, beyond "soon".
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from fastsocks.engine import FINISHED, HALF_CLOSED, IDLE
+
+SHORT = 0.3
+# Long enough to tell that a deadline was not kept when it should have been replaced.
+LATER = 3 * SHORT
+
+
+async def never(_conn):
+    pytest.fail("a client that has not said anything was introduced")
+
+
+async def test_a_silent_client_is_closed_and_never_introduced(make_engine):
+    rig = make_engine(handshake_timeout=SHORT)
+    client = rig.connect(rig.listen(never))
+    await rig.until(lambda: rig.engine.sessions == 1, "the client accepted")
+    assert await client.read_to_end() == b""
+    await rig.at_rest()
+
+
+async def test_the_handshake_timeout_runs_from_accept_not_from_the_last_octet(make_engine):
+    rig = make_engine(handshake_timeout=LATER)
+    raised = asyncio.Event()
+    came = []
+
+    async def serve(conn) -> None:
+        with pytest.raises(TimeoutError):
+            while True:
+                came.append(await conn.recv())
+        conn.close()
+        raised.set()
+
+    client = rig.connect(rig.listen(serve))
+    began = rig.loop.time()
+    while not raised.is_set():
+        assert rig.loop.time() - began < 10 * LATER, "a trickle of octets kept the session alive"
+        await client.send(b"x")
+        await asyncio.sleep(0.05)
+    assert len(came) > 3
+    await rig.at_rest()
+
+
+async def test_recv_raises_when_the_deadline_has_passed_before(make_engine, until):
+    rig = make_engine()
+    client, conn = rig.connected()
+    conn.deadline(0.05)
+    await asyncio.sleep(0.5)
+    with pytest.raises(TimeoutError):
+        await conn.recv()
+    with pytest.raises(TimeoutError):
+        await conn.send(b"x")
+    conn.close()
+
+
+async def test_send_to_a_client_that_does_not_read_ends_at_the_deadline(make_engine):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    conn.deadline(SHORT)
+    with pytest.raises(TimeoutError):
+        await conn.send(bytes(64 << 20))
+    conn.close()
+
+
+@pytest.mark.parametrize("seconds", [0, 20])
+async def test_a_new_deadline_replaces_the_one_of_the_handshake(make_engine, seconds):
+    rig = make_engine(handshake_timeout=SHORT)
+    heard = asyncio.Event()
+
+    async def serve(conn) -> None:
+        conn.deadline(seconds)
+        assert await conn.recv() == b"early"
+        assert await conn.recv() == b"late"
+        heard.set()
+        conn.close()
+
+    client = rig.connect(rig.listen(serve))
+    await client.send(b"early")
+    await asyncio.sleep(LATER)
+    await client.send(b"late")
+    await asyncio.wait_for(heard.wait(), 10)
+
+
+async def test_a_deadline_does_not_outlive_the_handshake(make_engine):
+    """What is relayed lives by the idle timeouts alone."""
+    rig = make_engine()
+    client, near = rig.connected()
+    remote, far = rig.connected()
+    near.deadline(SHORT)
+    far.deadline(SHORT)
+    rig.engine.relay(near, far, "flow", b"")
+    await asyncio.sleep(LATER)
+    await client.send(b"alive")
+    assert await remote.read(5) == b"alive"
+    assert rig.ends == []
+
+
+async def test_an_idle_session_is_ended_by_reset(make_way):
+    rig = make_way(idle_timeout=SHORT, half_closed_timeout=60)
+    relayed = rig.relay()
+    await relayed.client.send(b"x")
+    assert await relayed.remote.read(1) == b"x"
+    flow, up, down, reason, _ = await rig.ended()
+    assert (flow, up, down, reason) == (relayed.flow, 1, 0, IDLE)
+    await relayed.client.expect_reset()
+    await relayed.remote.expect_reset()
+    await rig.at_rest()
+
+
+async def test_a_session_without_a_single_octet_is_idle_too(make_way):
+    rig = make_way(idle_timeout=SHORT)
+    sessions = [rig.relay() for _ in range(5)]
+    await rig.ended(5)
+    assert {end[3] for end in rig.ends} == {IDLE}
+    assert {id(end[0]) for end in rig.ends} == {id(relayed.flow) for relayed in sessions}
+    await rig.at_rest()
+
+
+async def test_blocked_octets_are_no_activity(make_way):
+    """The sender is willing, the reader is gone without a word: nothing moves."""
+    rig = make_way(idle_timeout=1.0)
+    relayed = rig.relay()
+    await rig.stuck(relayed.client)
+    assert (await rig.ended())[3] == IDLE
+    await relayed.remote.expect_reset()
+    await rig.at_rest()
+
+
+@pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
+async def test_activity_in_one_direction_is_activity(make_way, upwards):
+    rig = make_way(idle_timeout=2 * SHORT)
+    relayed = rig.relay()
+    source, sink = relayed[:2] if upwards else relayed[1::-1]
+    for _ in range(20):
+        await source.send(b"x")
+        assert await sink.read(1) == b"x"
+        await asyncio.sleep(0.1)
+    assert rig.ends == []
+    assert (await rig.ended())[3] == IDLE
+
+
+@pytest.mark.parametrize("first", ["client", "remote"])
+async def test_a_half_closed_session_that_stays_silent(make_way, first):
+    rig = make_way(idle_timeout=60, half_closed_timeout=SHORT)
+    relayed = rig.relay()
+    finishes, other = relayed[:2] if first == "client" else relayed[1::-1]
+    finishes.finish()
+    assert await other.read_to_end() == b""
+    assert (await rig.ended())[3] == HALF_CLOSED
+    await finishes.expect_reset()
+    await rig.at_rest()
+
+
+async def test_a_half_closed_session_with_activity_lives_on(make_way):
+    rig = make_way(idle_timeout=60, half_closed_timeout=2 * SHORT)
+    relayed = rig.relay()
+    relayed.client.finish()
+    assert await relayed.remote.read_to_end() == b""
+    for _ in range(20):
+        await relayed.remote.send(b"x")
+        assert await relayed.client.read(1) == b"x"
+        await asyncio.sleep(0.1)
+    relayed.remote.finish()
+    assert await rig.ended() == (relayed.flow, 0, 20, FINISHED, 0)
+
+
+async def test_no_limits(make_way):
+    rig = make_way(handshake_timeout=0, idle_timeout=0, half_closed_timeout=0)
+    heard = asyncio.Event()
+
+    async def serve(conn) -> None:
+        assert await conn.recv() == b"hello"
+        heard.set()
+        conn.close()
+
+    client = rig.connect(rig.listen(serve))
+    whole, half = rig.relay(), rig.relay()
+    half.client.finish()
+    assert await half.remote.read_to_end() == b""
+    await asyncio.sleep(LATER)
+    assert rig.ends == []
+    await client.send(b"hello")
+    await asyncio.wait_for(heard.wait(), 10)
+    await whole.client.send(b"x")
+    assert await whole.remote.read(1) == b"x"
+    await half.remote.send(b"y")
+    assert await half.client.read(1) == b"y"

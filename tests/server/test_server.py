@@ -1,0 +1,358 @@
+# The life of a server inside a program: start, several in one loop, errors of the program
+# in one session, stop with and without grace, and nothing left behind by any of it.
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import threading
+
+import pytest
+import uvloop
+
+import fastsocks
+from fastsocks import dial as dialing
+from fastsocks import session as sessions
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(params=LOOPS)
+def runner(request):
+    """A loop of the embedding program's own."""
+    with asyncio.Runner(loop_factory=LOOPS[request.param]) as running:
+        yield running
+
+
+async def echo_over(proxy: tuple[str, int], data: bytes) -> bytes:
+    """A remote, a client and a session, all with plain asyncio streams."""
+
+    async def serve(reader, writer):
+        writer.write(await reader.read())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as remote:
+        port = remote.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection(*proxy)
+        writer.write(b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + port.to_bytes(2, "big"))
+        replies = await reader.readexactly(12)
+        assert replies[:6] == b"\x05\x00\x05\x00\x00\x01"
+        writer.write(data)
+        writer.write_eof()
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as knock:
+        return knock.connect_ex(address) != 0
+
+
+# -- embedding ---------------------------------------------------------------
+
+
+def test_on_the_programs_own_loop(runner, serve, descriptors_balance):
+    data = os.urandom(300_000)
+
+    async def program() -> bytes:
+        async with serve() as server:
+            return await echo_over(server.addresses[0], data)
+
+    assert runner.run(program()) == data
+    assert runner.run(program()) == data
+
+
+def test_loop_that_ends_with_a_server_running(runner, serve, descriptors_balance):
+    """Not polite, but a program that is told to exit does it."""
+
+    async def program() -> None:
+        async with serve():
+            asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)
+            await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        runner.run(program())
+
+
+def test_in_a_thread_that_is_not_the_main_one(serve, descriptors_balance):
+    answers = []
+
+    async def program() -> None:
+        async with serve() as server:
+            answers.append(await echo_over(server.addresses[0], b"from a thread"))
+
+    thread = threading.Thread(target=lambda: asyncio.run(program()))
+    thread.start()
+    thread.join(20)
+    assert answers == [b"from a thread"]
+
+
+async def test_two_servers_in_one_loop(serve, dial, echo, say):
+    async with serve() as one, serve(users={"u": "p"}) as other:
+        assert one.addresses != other.addresses
+        client = await dial(one)
+        await client.connect("127.0.0.1", echo.port)
+        assert await client.echoes()
+        locked_out = await dial(other)
+        await locked_out.send(b"\x05\x01\x00")
+        assert await locked_out.to_end() == b"\x05\xff"
+        through_both = await dial(other)
+        await through_both.send(b"\x05\x01\x02" + say.login(b"u", b"p"))
+        assert await through_both.exactly(4) == b"\x05\x02\x01\x00"
+        assert (await through_both.ask(say.socks5(*one.addresses[0]), 10))[1] == 0
+        assert (await through_both.connect("127.0.0.1", echo.port))[1] == 0
+        assert await through_both.echoes()
+
+
+async def test_one_server_ends_and_the_other_goes_on(serve, dial, echo):
+    async with serve() as staying:
+        client = await dial(staying)
+        await client.connect("127.0.0.1", echo.port)
+        async with serve() as leaving:
+            other = await dial(leaving)
+            await other.connect("127.0.0.1", echo.port)
+        assert await other.ended()
+        assert await client.echoes()
+        again = await dial(staying)
+        await again.connect("localhost", echo.port)
+        assert await again.echoes()
+
+
+async def test_body_that_raises(serve, dial, echo, until, descriptors_balance):
+    tasks = len(asyncio.all_tasks())
+    with pytest.raises(ZeroDivisionError):
+        async with serve() as server:
+            client = await dial(server)
+            await client.connect("127.0.0.1", echo.port)
+            raise ZeroDivisionError
+    assert refuses(server.addresses[0])
+    with pytest.raises(ConnectionResetError):
+        await client.to_end()
+    client.close()
+    await until(lambda: len(asyncio.all_tasks()) == tasks, "no Task is left")
+    await echo.stop()
+    gc.collect()
+
+
+async def test_stop_twice(serve):
+    async with serve() as server:
+        await server.stop()
+        await server.stop(0)
+    assert refuses(server.addresses[0])
+
+
+async def test_a_stopped_server_starts_again(serve, dial, names, echo):
+    names.answers["fine.example"] = ["127.0.0.1"]
+    server = serve()
+    for _ in range(2):
+        async with server:
+            client = await dial(server)
+            assert (await client.connect("fine.example", echo.port))[1] == 0
+            assert await client.echoes()
+
+
+# -- what cannot start -------------------------------------------------------
+
+
+async def test_port_taken(serve, descriptors_balance):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = taken.getsockname()
+        with pytest.raises(OSError, match=f"cannot listen on {host}:{port}: ") as caught:
+            async with serve(listen=["127.0.0.1:0", f"{host}:{port}"]):
+                pytest.fail("it runs")
+    assert caught.value.errno
+
+
+async def test_address_of_another_machine(serve, descriptors_balance):
+    with pytest.raises(OSError, match="cannot listen on 192.0.2.1:1080: "):
+        async with serve(listen=["192.0.2.1:1080"], open=True):
+            pytest.fail("it runs")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"engine": "warp"}, "engine warp"),
+        ({"no_such_thing": 1}, "no_such_thing"),
+        ({"listen": ["127.0.0.1"]}, "listen 127.0.0.1"),
+        ({"handshake_timeout": -1}, "handshake_timeout -1"),
+    ],
+)
+def test_wrong_setting(settings, named):
+    with pytest.raises(fastsocks.ConfigError, match=named):
+        fastsocks.Server(**settings)
+
+
+# -- errors of the program ---------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyError("bug"), AssertionError("bug")])
+async def test_exception_ends_its_session_only(
+    server, dial, say, echo, books, monkeypatch, caplog, error
+):
+    caplog.set_level("DEBUG", "fastsocks")
+    real = dialing.Dialer.dial
+
+    async def fail_for_one(self, client, host, port, is_name):
+        if host == "broken.example":
+            raise error
+        return await real(self, client, host, port, is_name)
+
+    monkeypatch.setattr(dialing.Dialer, "dial", fail_for_one)
+    standing = await dial(server)
+    await standing.connect("127.0.0.1", echo.port)
+    ledger = books(server)
+    client = await dial(server)
+    await client.send(say.no_login + say.socks5("broken.example", 80))
+    assert await client.ended()
+    client.close()
+    await ledger.balance()
+    told = [record for record in caplog.records if record.exc_info]
+    assert len(told) == 1
+    assert told[0].exc_info[1] is error
+    assert standing.name != client.name
+    assert f"127.0.0.1:{client.name[1]}" in told[0].getMessage()
+    assert await standing.echoes()
+    other = await dial(server)
+    await other.connect("127.0.0.1", echo.port)
+    assert await other.echoes()
+
+
+async def test_exception_after_the_remote_was_reached(
+    server, dial, say, echo, books, monkeypatch, caplog
+):
+    """The remote's connection must not outlive the session that made it."""
+    ledger = books(server)
+
+    def broken(self, host, port):
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(sessions.MACHINES[5], "granted", broken)
+    client = await dial(server)
+    await client.send(say.no_login + say.socks5("127.0.0.1", echo.port))
+    assert await client.ended()
+    client.close()
+    await ledger.balance()
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+# -- stop --------------------------------------------------------------------
+
+
+async def test_stop_lets_sessions_finish_and_takes_no_new_ones(serve, dial, remote, until):
+    go_on = asyncio.Event()
+
+    async def late(reader, writer):
+        await go_on.wait()
+        writer.write(b"late data")
+
+    origin = await remote(late)
+    async with serve() as server:
+        client = await dial(server)
+        await client.connect("127.0.0.1", origin.port)
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        assert not stopping.done()
+        go_on.set()
+        assert await client.to_end() == b"late data"
+        client.finish()
+        await until(stopping.done, "stop returns with the last session")
+        await stopping
+
+
+async def test_stop_lets_a_handshake_finish(serve, dial, remote, until, say):
+    origin = await remote()
+    async with serve() as server:
+        client = await dial(server)
+        await client.ask(say.no_login, 2)
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        assert (await client.ask(say.socks5("127.0.0.1", origin.port), 10))[1] == 0
+        assert await client.echoes()
+        client.finish()
+        assert await client.to_end() == b""
+        await until(stopping.done, "stop returns with the last session")
+        await stopping
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"\x05", b"\x05\x01\x00"], ids=["silent", "half", "greeted"]
+)
+async def test_stop_returns_when_the_last_client_has_left(serve, dial, until, first):
+    """Whatever state that one was in: there is nothing to wait for any more."""
+    async with serve() as server:
+        client = await dial(server)
+        if first:
+            await client.send(first)
+        await until(lambda: server.engine.sessions == 1, "the client is accepted")
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        client.close()
+        await until(stopping.done, "stop returns although it has 60 s")
+        await stopping
+
+
+async def test_stop_returns_when_the_last_refused_one_has_left(
+    serve, dial, say, refused_port, until
+):
+    async with serve() as server:
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("127.0.0.1", refused_port))
+        assert await client.to_end()
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        client.close()
+        await until(stopping.done, "stop returns although it has 60 s")
+        await stopping
+
+
+async def test_stop_kills_what_has_not_finished_in_time(
+    serve, dial, echo, books, names, say, until
+):
+    names.hang("slow.example")
+    async with serve() as server:
+        relayed, silent, resolving = await dial(server), await dial(server), await dial(server)
+        await relayed.connect("127.0.0.1", echo.port)
+        assert await relayed.echoes()
+        await resolving.send(say.no_login + say.socks5("slow.example", 80))
+        await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
+        await until(lambda: server.engine.sessions == 3, "all are accepted")
+        await server.stop(0.2)
+        with pytest.raises(ConnectionResetError):
+            await relayed.to_end()
+        assert await silent.ended()
+        assert await resolving.ended()
+
+
+async def test_stop_can_be_cancelled_and_repeated(serve, dial, echo, until):
+    """A second signal cuts the grace short."""
+    async with serve() as server:
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        await server.stop(0)
+        with pytest.raises(ConnectionResetError):
+            await client.to_end()
+
+
+async def test_max_sessions_pauses_accepting(serve, dial, echo, until):
+    async with serve(max_sessions=3) as server:
+        standing = [await dial(server) for _ in range(3)]
+        for client in standing:
+            await client.connect("127.0.0.1", echo.port)
+        waiting = await dial(server)
+        await waiting.send(b"\x05\x01\x00")
+        assert await standing[0].echoes()
+        assert server.engine.sessions == 3
+        assert waiting.data_segments() == 0
+        standing[1].close()
+        assert await waiting.exactly(2) == b"\x05\x00"
+        assert server.engine.sessions <= 3
