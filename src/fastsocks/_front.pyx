@@ -303,6 +303,7 @@ cdef class Conn:
         """Closes the socket, once, and whatever hangs on it."""
         cdef int fd = self.fd
         cdef Conn partner = self.partner
+        cdef Conn _alive = self  # the table's reference may be the last
         if fd < 0:
             return
         self.leave()
@@ -340,6 +341,7 @@ cdef class Conn:
 
     cdef on_event(self, uint32_t events):
         cdef bytes data
+        cdef Conn partner = self.partner
         if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.readable = True
         if events & EPOLLRDHUP:
@@ -354,8 +356,8 @@ cdef class Conn:
             self.drain()
         elif self.stage == DIALING:
             self.on_connected(events)
-        elif self.partner is not None and self.reset:
-            self.partner.on_client_gone()
+        elif partner is not None and self.reset:
+            partner.on_dial_failed(ClientGone("reset the connection during the dial"))
         elif self.waiting == RECV:
             try:
                 data = self.read()
@@ -389,9 +391,6 @@ cdef class Conn:
             self.drop()  # who dialled was cancelled: nobody will ever close it
         else:
             self.finish(self)
-
-    cdef on_client_gone(self):
-        self.on_dial_failed(ClientGone("reset the connection during the dial"))
 
     cdef on_dial_failed(self, object error):
         waiter, self.waiter = self.waiter, None
@@ -473,6 +472,7 @@ cdef class Engine:
 
     def __dealloc__(self):
         cdef uint32_t i
+        self.end_relays()  # of an engine that nobody closed
         free(self.buffer)
         free(self.relays)
         free(self.table)
@@ -958,6 +958,8 @@ cdef class Engine:
     def relay_inline(self):
         """The relay's turn on the loop's thread, where there is no thread for it."""
         cdef Relay *relay = &self.relays[0]
+        if self.relay_count == 0:
+            return  # closed since the loop saw it ready
         with nogil:
             relay_turn(relay, 0)
         if relay.run_first != NULL:
@@ -970,6 +972,7 @@ cdef class Engine:
 
     def close(self):
         cdef uint32_t index
+        cdef int i
         cdef Conn conn
         if self.epfd < 0:
             return
@@ -979,17 +982,15 @@ cdef class Engine:
             if self.table[index] != NULL:
                 conn = <Conn>self.table[index]
                 conn.drop()
-        self.stop_relays()
         self.loop.remove_reader(self.epfd)
-        for index in range(<uint32_t>self.relay_count):
-            relay_close(&self.relays[index])
-        self.relay_count = 0
-        close(self.wheel.fd)
-        close(self.ended_fd)
-        close(self.epfd)
-        self.epfd = self.ended_fd = self.wheel.fd = -1
+        if not self.threaded:
+            for i in range(self.relay_count):
+                self.loop.remove_reader(self.relays[i].epfd)
+        self.end_relays()
+        self.drain_ended()
 
-    cdef stop_relays(self):
+    cdef void end_relays(self) noexcept:
+        """Joins the threads, ends their pairs and closes what is left, once."""
         cdef Relay *relay
         cdef int i
         for i in range(self.relay_count):
@@ -997,12 +998,16 @@ cdef class Engine:
             store_u32(&relay.stopping, 1)
             if self.threaded:
                 eventfd_write(relay.wake_fd, 1)
-                with nogil:
-                    pthread_join(relay.thread, NULL)
-            else:
-                self.loop.remove_reader(relay.epfd)
+                # Waiting with the GIL held is safe: a relay thread never wants it.
+                pthread_join(relay.thread, NULL)
             relay_abandon(relay)
-        self.drain_ended()
+            relay_close(relay)
+        self.relay_count = 0
+        if self.epfd >= 0:
+            close(self.wheel.fd)
+            close(self.ended_fd)
+            close(self.epfd)
+        self.epfd = self.ended_fd = self.wheel.fd = -1
 
 
 cdef int bind_source(int fd, str source, int family) except -1:

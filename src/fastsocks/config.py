@@ -17,6 +17,9 @@ from fastsocks.errors import ConfigError
 ENGINES = ("auto", "native", "python")
 RELAYS = ("auto", "copy", "splice")
 
+SECONDS_MAX = 10**9
+THREADS_MAX = 1024
+COUNT_MAX = 10**6
 PIPE_SIZE_MIN, PIPE_SIZE_MAX = 1 << 16, 1 << 30
 
 # Descriptors that are neither sessions nor pipes: listeners, epolls, the loop's
@@ -56,12 +59,12 @@ class Config:
             "half_closed_timeout",
             "grace",
         ):
-            at_least(name, getattr(self, name), 0)
-        at_least("relay_threads", self.relay_threads, 0)
+            within(name, getattr(self, name), 0, SECONDS_MAX)
+        within("relay_threads", self.relay_threads, 0, THREADS_MAX)
         if self.max_pipes is not None:
-            at_least("max_pipes", self.max_pipes, 0)
+            within("max_pipes", self.max_pipes, 0, COUNT_MAX)
         if self.max_sessions is not None:
-            at_least("max_sessions", self.max_sessions, 1)
+            within("max_sessions", self.max_sessions, 1, COUNT_MAX)
         if not PIPE_SIZE_MIN <= self.pipe_size <= PIPE_SIZE_MAX:
             raise ConfigError(
                 f"pipe_size {self.pipe_size}: must be {PIPE_SIZE_MIN} to {PIPE_SIZE_MAX} octets"
@@ -133,10 +136,10 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ConfigError(f"{name} {value}: must be one of {', '.join(allowed)}")
 
 
-def at_least(name: str, value: float, least: int) -> None:
+def within(name: str, value: float, least: int, most: int) -> None:
     # NaN compares false with everything, so it is refused here as well.
-    if not value >= least or value == float("inf"):
-        raise ConfigError(f"{name} {value}: must be a number of {least} or more")
+    if not least <= value <= most:
+        raise ConfigError(f"{name} {value:g}: must be {least} to {most}")
 
 
 def default_max_pipes(pipe_size: int) -> int:
