@@ -14,6 +14,10 @@ import uvloop
 
 ENGINES = ["native", "python"]
 
+# The first loop of a process opens a pipe for signals that libuv keeps for good: open
+# it before anybody counts descriptors.
+uvloop.new_event_loop().close()
+
 
 def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}

@@ -12,20 +12,39 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fastsocks._version import __version__
-from fastsocks.config import ENGINES, RELAYS, Config
+from fastsocks.config import (
+    COUNT_MAX,
+    ENGINES,
+    PIPE_SIZE_MAX,
+    PIPE_SIZE_MIN,
+    RELAYS,
+    SECONDS_MAX,
+    THREADS_MAX,
+    Config,
+    is_credential,
+    is_literal,
+    is_port,
+)
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
 from fastsocks.server import Server
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+LOGIN_SOURCES = "-P, --password-file or FASTSOCKS_PASSWORD"
+# -P alone, or last in a row of flags, as in -qP.
+PASSWORD_FLAG = re.compile(rb"-q*P")
+
+N = TypeVar("N", int, float)
 
 log = logging.getLogger("fastsocks")
 
@@ -253,15 +272,14 @@ def to_config(options: argparse.Namespace) -> Config:
             "max_sessions",
         )
     }
-    password = read_password(options)
+    password, source = read_password(options)
     if (options.user is None) != (password is None):
-        missing = (
-            "-u USER"
-            if options.user is None
-            else "a password (-P, --password-file or FASTSOCKS_PASSWORD)"
-        )
+        missing = "-u USER" if options.user is None else f"a password ({LOGIN_SOURCES})"
         raise ConfigError(f"user and password belong together: {missing} is missing")
-    if options.user is not None:
+    if options.user is not None and password is not None:
+        for flag, text in (("-u", options.user), (source, password)):
+            if not is_credential(text):
+                raise ConfigError(f"{flag}: must have 1 to 255 octets of UTF-8 (RFC 1929)")
         settings["users"] = {options.user: password}
     settings["listen"] = listeners(options)
     return Config(**settings)
@@ -272,23 +290,30 @@ def listeners(options: argparse.Namespace) -> list[str]:
         return options.listen or ["127.0.0.1:1080"]
     if options.listen:
         raise ConfigError("--listen and -i/-p say the same thing: use one of them")
-    host = options.host or "127.0.0.1"
-    return [f"{f'[{host}]' if ':' in host else host}:{options.port or '1080'}"]
+    host = "127.0.0.1" if options.host is None else options.host
+    port = "1080" if options.port is None else options.port
+    if not (host == "localhost" or is_literal(host)):
+        raise ConfigError(f"-i {host}: must be an IPv4 or IPv6 address")
+    if not is_port(port):
+        raise ConfigError(f"-p {port}: must be a port from 0 to 65535")
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
 
 
-def read_password(options: argparse.Namespace) -> str | None:
-    """From argv, a file, or the environment, in this order; wiped where it stood."""
+def read_password(options: argparse.Namespace) -> tuple[str | None, str]:
+    """(password, where it came from): argv, a file, or the environment."""
     if options.password is not None:
         wipe_from_argv(options.password)
-        return str(options.password)
+        return options.password, "-P"
     if options.password_file is not None:
         try:
             with open(options.password_file, encoding="utf-8") as file:
-                return file.readline().rstrip("\r\n")
+                return file.readline().rstrip("\r\n"), f"--password-file {options.password_file}"
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise ConfigError(f"--password-file {options.password_file}: {reason}") from None
-    return os.environ.pop("FASTSOCKS_PASSWORD", None) if options.user is not None else None
+    if options.user is not None:
+        return os.environ.pop("FASTSOCKS_PASSWORD", None), "FASTSOCKS_PASSWORD"
+    return None, ""
 
 
 def wipe_from_argv(secret: str) -> None:
@@ -297,16 +322,18 @@ def wipe_from_argv(secret: str) -> None:
     The kernel says where that area is (fields 48 and 49 of /proc/self/stat). Where
     it does not, nothing is done: it is a courtesy, not a protection.
     """
+    wanted = os.fsencode(secret)
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
         start, end = int(fields[45]), int(fields[46])
-        area = ctypes.string_at(start, end - start)
-        wanted = secret.encode()
-        for argument in area.split(b"\0"):
-            if argument in (wanted, b"-P" + wanted):
-                at = start + area.index(argument) + len(argument) - len(wanted)
-                ctypes.memset(at, ord("*"), len(wanted))
+        before = b""
+        for argument in ctypes.string_at(start, end - start).split(b"\0"):
+            flag = argument.removesuffix(wanted) or before
+            if argument.endswith(wanted) and PASSWORD_FLAG.fullmatch(flag):
+                ctypes.memset(start + len(argument) - len(wanted), ord("*"), len(wanted))
+            start += len(argument) + 1
+            before = argument
 
 
 def flag_named(message: str) -> str:
@@ -322,21 +349,27 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds") from None
+    return in_range(value, text, SECONDS_MAX)
+
+
+def in_range(value: N, text: str, most: int, least: int = 0) -> N:
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text}: must be {least} to {most}")
     return value
 
 
 def whole(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number")
-    return int(text)
+    return in_range(int(text[:20]), text, COUNT_MAX)
 
 
 def thread_count(text: str) -> int:
-    return (os.cpu_count() or 1) if text == "auto" else whole(text)
+    return (os.cpu_count() or 1) if text == "auto" else in_range(whole(text), text, THREADS_MAX)
 
 
 def size(text: str) -> int:
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
     if not (number.isascii() and number.isdigit()) or unit not in SIZE_UNITS:
         raise argparse.ArgumentTypeError(f"{text}: must be a number of octets, as 65536, 64k or 1m")
-    return int(number) * SIZE_UNITS[unit]
+    return in_range(int(number[:20]) * SIZE_UNITS[unit], text, PIPE_SIZE_MAX, PIPE_SIZE_MIN)

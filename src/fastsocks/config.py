@@ -69,14 +69,14 @@ class Config:
             raise ConfigError(
                 f"pipe_size {self.pipe_size}: must be {PIPE_SIZE_MIN} to {PIPE_SIZE_MAX} octets"
             )
-        if self.source is not None:
-            literal("source", self.source)
+        if self.source is not None and not is_literal(self.source):
+            raise ConfigError(f"source {self.source}: must be an IPv4 or IPv6 address")
         if not self.listen:
             raise ConfigError("listen: at least one HOST:PORT is needed")
         for user, password in self.users.items():
             for what, text in (("user name", user), ("password", password)):
-                if not 1 <= len(text.encode()) <= 255:
-                    raise ConfigError(f"users: a {what} must have 1 to 255 octets (RFC 1929)")
+                if not is_credential(text):
+                    raise ConfigError(f"users: a {what} must have 1 to 255 octets of UTF-8")
         self._check_not_open()
 
     @property
@@ -115,20 +115,34 @@ def parse_listener(text: str) -> Listener:
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if bracketed else host
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not (colon and is_port(port)):
         raise ConfigError(f"listen {text}: must be HOST:PORT, with a port from 0 to 65535")
     if ":" in host and not bracketed:
         raise ConfigError(f"listen {text}: an IPv6 address needs brackets, as in [::1]:1080")
     host = "127.0.0.1" if host == "localhost" else host
-    literal("listen", host)
+    if not is_literal(host):
+        raise ConfigError(f"listen {text}: the host must be an IPv4 or IPv6 address")
     return host, int(port)
 
 
-def literal(name: str, host: str) -> None:
+def is_literal(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        raise ConfigError(f"{name} {host}: must be an IPv4 or IPv6 address") from None
+        return False
+    return True
+
+
+def is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 65536
+
+
+def is_credential(text: str) -> bool:
+    """RFC 1929 has one octet for the length of a user name and of a password."""
+    try:
+        return 1 <= len(text.encode()) <= 255
+    except UnicodeEncodeError:
+        return False
 
 
 def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -139,7 +153,7 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
 def within(name: str, value: float, least: int, most: int) -> None:
     # NaN compares false with everything, so it is refused here as well.
     if not least <= value <= most:
-        raise ConfigError(f"{name} {value:g}: must be {least} to {most}")
+        raise ConfigError(f"{name} {value}: must be {least} to {most}")
 
 
 def default_max_pipes(pipe_size: int) -> int:

@@ -35,6 +35,8 @@ async def relay(client: socket.socket, remote: socket.socket) -> Outcome:
     """
     for sock in (client, remote):
         _check(sock)
+    if client.fileno() == remote.fileno():
+        raise TypeError("relay() takes two sockets, not one twice")
     loop = asyncio.get_running_loop()
     engine = _engines.get(loop)
     if engine is None:

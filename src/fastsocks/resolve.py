@@ -31,6 +31,11 @@ class Resolver:
         self._threads: list[threading.Thread] = []
         self._waiting: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._pending = 0
+        # Questions put and finished, to know whether a thread is free. One that hangs
+        # stays busy long after its session has given up.
+        self._asked = 0
+        self._finished = 0
+        self._lock = threading.Lock()
 
     async def resolve(self, name: str, port: int, budget: float) -> list[Address]:
         """Every address of ``name``, in the resolver's order, as IP literals.
@@ -40,12 +45,13 @@ class Resolver:
         """
         if self._pending >= QUEUE_LIMIT:
             raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
-        if len(self._threads) < min(self._limit, self._pending + 1):
+        if self._asked - self._finished >= len(self._threads) < self._limit:
             thread = threading.Thread(target=self._work, name="fastsocks-dns", daemon=True)
             self._threads.append(thread)
             thread.start()
         question = _Question(name, port)
         self._pending += 1
+        self._asked += 1
         self._waiting.put(question)
         try:
             async with asyncio.timeout(budget or None):
@@ -66,6 +72,8 @@ class Resolver:
     def _work(self) -> None:
         while (question := self._waiting.get()) is not None:
             question.ask()
+            with self._lock:
+                self._finished += 1
 
 
 class _Question:
@@ -85,9 +93,11 @@ class _Question:
             found = socket.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
             addresses = [(_literal(sockaddr), self._port) for *_, sockaddr in found]
             self._tell(addresses, None)
-        except (OSError, UnicodeError) as error:
-            # UnicodeError: the IDNA codec refuses labels that the wire allowed.
-            self._tell([], error if isinstance(error, OSError) else OSError(0, "not a legal name"))
+        except OSError as error:
+            self._tell([], error)
+        except Exception as error:
+            # The IDNA codec has errors of its own; and nothing may end this thread.
+            self._tell([], OSError(0, f"cannot be resolved ({type(error).__name__})"))
 
     def _tell(self, addresses: list[Address], error: OSError | None) -> None:
         def deliver() -> None:

@@ -50,7 +50,6 @@ class Server:
             raise ConfigError(str(error).replace("Config.__init__()", "Server()")) from None
         self.addresses: list[Listener] = []
         self.engine: Engine | None = None
-        self._resolver = Resolver()
         self._tasks: set[asyncio.Task[None]] = set()
         self._quiet = QuietLog(log)
 
@@ -72,6 +71,7 @@ class Server:
             for sock in listeners:
                 sock.close()
             raise
+        self._resolver = Resolver()
         dialer = Dialer(self.engine, self._resolver, config.connect_timeout, config.source)
         self._session = Session(self.engine, Users(config.users), dialer, self._quiet)
         self._loop = loop
@@ -158,6 +158,8 @@ def bind(host: str, port: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        # getaddrinfo has numbers of its own, which strerror() does not know.
+        lookup = isinstance(error, socket.gaierror) or not error.errno
+        reason = error.strerror if lookup else os.strerror(error.errno or 0)
         raise OSError(error.errno, f"cannot listen on {endpoint(host, port)}: {reason}") from None
     return sock

@@ -119,6 +119,7 @@ class Session:
 
     def _turn_away(self, client: Conn, first: bytes) -> None:
         what, answer = foreign.describe(first)
-        self._quiet.info(what, "%s: %s on the SOCKS port", endpoint(*client.peer), what)
+        who = endpoint(*client.peer)
+        self._quiet.info(what, "%s: %s on the SOCKS port (first octet 0x%02x)", who, what, first[0])
         if answer:
             client.refuse(answer)

@@ -132,7 +132,7 @@ async def test_a_cancelled_recv_loses_nothing(make_engine):
     with pytest.raises(asyncio.CancelledError):
         await receiving
     await client.send(b"later")
-    assert await receive() == b"later"
+    assert await asyncio.wait_for(receive(), PATIENCE) == b"later"
     conn.close()
 
 
@@ -265,8 +265,11 @@ def test_out_of_descriptors(engine_name, program):
         assert starved.cpu_seconds() - cpu < 0.5
         for sock in crowd:
             sock.close()
-        new = connect()
-        assert speak(new, b"relief") == b"relief"
+        served = False
+        while not served:  # those who come before the crowd has left may have to go, too
+            assert time.monotonic() < deadline + PATIENCE, "nobody is served any more"
+            with contextlib.suppress(ConnectionError):
+                served = speak(connect(), b"relief") == b"relief"
         assert speak(old, b"after") == b"after"
     starved.process.stdin.close()
     assert starved.process.wait(PATIENCE) == 0, starved.process.log.read_text()

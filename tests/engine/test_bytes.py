@@ -146,9 +146,7 @@ async def test_many_sessions_at_once_do_not_mix(make_way, payload):
         relayed = rig.relay()
         data = payload(MIB + seed, seed)
         sending = asyncio.gather(relayed.client.send(data), relayed.remote.send(data[::-1]))
-        got = await asyncio.gather(
-            relayed.remote.read(len(data)), relayed.client.read(len(data))
-        )
+        got = await asyncio.gather(relayed.remote.read(len(data)), relayed.client.read(len(data)))
         await sending
         assert got == [data, data[::-1]]
         relayed.client.finish()

@@ -112,9 +112,7 @@ async def test_class_5_a_dirty_pipe_goes_back_to_the_pool(make_way, payload, how
         data = payload(4 * MIB, round_number)
         next_one = rig.relay()
         sending = asyncio.gather(next_one.client.send(data), next_one.remote.send(data))
-        got = await asyncio.gather(
-            next_one.remote.read(len(data)), next_one.client.read(len(data))
-        )
+        got = await asyncio.gather(next_one.remote.read(len(data)), next_one.client.read(len(data)))
         await sending
         assert got == [data, data]
         assert rig.engine.counters()["pipes"] <= 2

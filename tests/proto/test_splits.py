@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsocks.proto.machine import Credentials, Machine, Methods
@@ -159,6 +159,7 @@ def test_two_segments_cut_at_every_position(drive, talk, payload):
 
 @every_payload
 @every_talk
+@settings(max_examples=30)
 @given(positions=st.lists(st.integers(0, 1 << 12), max_size=12), bursts=st.lists(st.integers(1, 4)))
 def test_random_cuts_and_bursts(drive, cut, talk, payload, positions, bursts):
     chunks = cut(talk.stream + payload, positions)

@@ -92,17 +92,17 @@ def test_http_gets_an_answer_it_understands(first):
     ("first", "what"),
     [
         (b"\x16\x03\x01\x02\x00\x01", "a TLS client"),
-        (b"\x00", "no SOCKS client (first octet 0x00)"),
-        (b"\xff\xfb", "no SOCKS client (first octet 0xff)"),
-        (b"get / ", "no SOCKS client (first octet 0x67)"),
+        (b"\x00", "no SOCKS client"),
+        (b"\xff\xfb", "no SOCKS client"),
+        (b"get / ", "no SOCKS client"),
     ],
 )
 def test_others_get_a_close(first, what):
     assert foreign.describe(first) == (what, b"")
 
 
-@pytest.mark.parametrize("octet", sorted(set(range(256)) - {4, 5}))
-def test_every_first_octet_is_described(octet):
-    what, answer = foreign.describe(bytes((octet,)))
-    assert what.isprintable()
-    assert isinstance(answer, bytes)
+def test_kinds_are_few():
+    """The log counts by them, so that no stranger may invent one."""
+    told = {foreign.describe(bytes((octet,))) for octet in range(256) if octet not in (4, 5)}
+    assert len(told) == 3
+    assert all(what.isprintable() for what, _ in told)

@@ -301,11 +301,10 @@ class Books:
         self._opening = self.count()
 
     def count(self) -> dict[str, int]:
-        assert self._server.engine is not None
         return {
             "descriptors": len(os.listdir("/proc/self/fd")),
             "tasks": len(asyncio.all_tasks()),
-            "sessions": self._server.engine.sessions,
+            "sessions": self._server.sessions,
         }
 
     async def balance(self) -> None:

@@ -124,8 +124,8 @@ async def test_connecting_may_take_longer_than_the_handshake(serve, dial, say, n
         assert await client.echoes()
 
 
-@pytest.mark.parametrize("seconds", [0, 1e9, 1e300])
-async def test_no_limit_and_absurd_limits(serve, dial, echo, seconds):
+@pytest.mark.parametrize("seconds", [0, 1e9])
+async def test_no_limit_and_the_longest_ones(serve, dial, echo, seconds):
     settings = dict.fromkeys(
         ("handshake_timeout", "connect_timeout", "idle_timeout", "half_closed_timeout"), seconds
     )

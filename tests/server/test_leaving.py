@@ -161,7 +161,7 @@ async def test_in_the_relay(server, dial, echo, books, how):
         await client.connect("127.0.0.1", echo.port)
         assert await client.echoes()
         clients.append(client)
-    assert server.engine.sessions == 20
+    assert server.sessions == 20
     for client in clients:
         leave(client, how)
     await ledger.balance()

@@ -153,7 +153,7 @@ async def test_a_refused_client_that_stays_is_closed(server, dial, say, refused_
     silent, talking = await dial(server), await dial(server)
     for client in (silent, talking):
         assert await refusal(client, say.no_login + say.socks5("127.0.0.1", refused_port))
-    assert server.engine.sessions == 2
+    assert server.sessions == 2
     with contextlib.suppress(ConnectionError):
         for _ in range(1000):
             await talking.send(b"still here")

@@ -36,7 +36,7 @@ PAIRS = {"tcp": tcp_pair, "tcp6": tcp6_pair, "unix": socket.socketpair}
 
 
 @pytest.fixture
-def pair():
+def pair(descriptors_balance):
     """``pair("tcp")``: (the test's end, the end to relay), closed with the test."""
     opened = []
 
@@ -52,7 +52,7 @@ def pair():
 
 
 @pytest.fixture
-def start(pair, descriptors_balance):
+def start(pair):
     """``start("tcp", "unix")``: the client's end, the remote's end, the relay's Task."""
 
     def run(client_kind: str = "tcp", remote_kind: str = "tcp"):
@@ -115,6 +115,22 @@ async def test_half_close_and_late_data(start, kind):
     assert await result(relaying) == (8, 33, "finished", 0)
 
 
+def test_on_a_plain_asyncio_loop(pair):
+    async def program():
+        client, client_side = pair("tcp")
+        remote, remote_side = pair("unix")
+        relaying = asyncio.ensure_future(fastsocks.relay(client_side, remote_side))
+        await send(client, b"question")
+        assert await receive(remote, 8) == b"question"
+        remote.close()
+        client.close()
+        return await result(relaying)
+
+    for _ in range(2):
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            assert runner.run(program()) == (8, 0, "finished", 0)
+
+
 async def test_half_close_from_the_other_end(start):
     client, remote, relaying = start()
     remote.shutdown(socket.SHUT_WR)
@@ -150,7 +166,7 @@ async def test_reset_is_passed_on(start, resetting):
     assert outcome.errno
 
 
-async def test_data_that_was_there_before(pair, descriptors_balance):
+async def test_data_that_was_there_before(pair):
     client, client_side = pair("tcp")
     remote, remote_side = pair("tcp")
     await send(client, b"early")
@@ -190,7 +206,7 @@ async def test_cancelled(start, begun):
 
 
 async def test_cancelled_by_a_timeout(start):
-    client, remote, relaying = start()
+    client, _, relaying = start()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(relaying, 0.1)
     with pytest.raises(ConnectionResetError):
@@ -281,7 +297,7 @@ def closed() -> socket.socket:
     ids=["None", "int", "str", "closed", "unconnected", "listening", "datagram", "seqpacket"],
 )
 @pytest.mark.parametrize("place", ["first", "second"])
-async def test_something_else(pair, descriptors_balance, make, wanted, place):
+async def test_something_else(pair, make, wanted, place):
     near, good = pair("tcp")
     wrong = make()
     pair_given = (wrong, good) if place == "first" else (good, wrong)
@@ -295,7 +311,7 @@ async def test_something_else(pair, descriptors_balance, make, wanted, place):
         wrong.close()
 
 
-async def test_the_socket_of_a_transport(echo, descriptors_balance, pair):
+async def test_the_socket_of_a_transport(echo, pair):
     """It belongs to the transport; the error says what would be right."""
     _, good = pair("tcp")
     _, writer = await asyncio.open_connection("127.0.0.1", echo.port)
@@ -306,7 +322,7 @@ async def test_the_socket_of_a_transport(echo, descriptors_balance, pair):
     await echo.stop()
 
 
-async def test_one_socket_twice(pair, descriptors_balance):
+async def test_one_socket_twice(pair):
     near, good = pair("tcp")
     with pytest.raises((TypeError, ValueError)):
         await fastsocks.relay(good, good)

@@ -38,6 +38,27 @@ async def test_name_without_an_address(server, dial, say, names, books, answer):
     await ledger.balance()
 
 
+async def test_resolver_that_fails_in_a_way_nobody_thought_of(serve, dial, say, echo, names):
+    """It may cost that client its session, but no later one its names."""
+    names.answers["broken.example"] = RuntimeError("bug")
+    names.answers["fine.example"] = ["127.0.0.1"]
+    async with serve(connect_timeout=1) as server:
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("broken.example", 80))
+        assert await client.ended()
+        client = await dial(server)
+        assert (await client.connect("fine.example", echo.port))[1] == 0
+
+
+async def test_address_that_belongs_to_a_link(server, dial, say, names, until, caplog):
+    """fe80::1 is nothing without its zone; whether there is such a link is another thing."""
+    names.answers["link.example"] = ["fe80::1%1"]
+    client = await dial(server)
+    reply = await reply_to(client, say, "link.example")
+    assert reply in [say.failed(code) for code in (1, 3, 4, 5)]
+    assert "Traceback" not in caplog.text
+
+
 async def test_socks4a_name_without_an_address(server, dial, say, names):
     names.answers["nowhere.example"] = socket.gaierror(socket.EAI_NONAME, "not known")
     client = await dial(server)

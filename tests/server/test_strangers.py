@@ -50,7 +50,7 @@ async def test_http(server, dial, books, log, request_):
 
 @pytest.mark.parametrize(
     ("first", "what"),
-    [(HELLO, "TLS client"), *((octets, f"0x{octets[0]:02x}") for octets in GARBAGE)],
+    [(HELLO, "a TLS client"), *((octets, "no SOCKS client") for octets in GARBAGE)],
     ids=lambda value: value[:3].hex() if isinstance(value, bytes) else None,
 )
 async def test_others_are_closed_without_a_word(server, dial, books, log, first, what):
@@ -61,6 +61,7 @@ async def test_others_are_closed_without_a_word(server, dial, books, log, first,
         assert await client.to_end() == b""
     (line,) = lines(log, what)
     assert f"127.0.0.1:{client.name[1]}" in line
+    assert f"octet 0x{first[0]:02x})" in line
     assert line.isprintable()
     client.close()
     await ledger.balance()
@@ -95,7 +96,8 @@ def standing_clock(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("first", "what"), [(REQUESTS[0], "HTTP"), (HELLO, "TLS"), (b"\x00", "0x00"), (b"\x05\0", "#")]
+    ("first", "what"),
+    [(REQUESTS[0], "HTTP"), (HELLO, "TLS"), (b"\x00", "no SOCKS"), (b"\x05\0", "#")],
 )
 async def test_a_crowd_gets_one_line_a_second(
     server, dial, log, books, standing_clock, first, what

@@ -15,9 +15,9 @@ TLS_HANDSHAKE = 0x16
 
 
 def describe(first: bytes) -> tuple[str, bytes]:
-    """(what it was, what to answer); an empty answer means close."""
+    """(what it was, one of three texts; what to answer, empty for close)."""
     if 0x41 <= first[0] <= 0x5A:  # every HTTP method starts with a capital letter
         return "an HTTP client", HTTP_REFUSAL
     if first[0] == TLS_HANDSHAKE:
         return "a TLS client", b""
-    return f"no SOCKS client (first octet 0x{first[0]:02x})", b""
+    return "no SOCKS client", b""

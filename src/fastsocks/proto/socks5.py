@@ -31,13 +31,14 @@ UNSPECIFIED = b"\x01\x00\x00\x00\x00\x00\x00"  # ATYP 1, 0.0.0.0, port 0
 
 
 class Socks5(Machine):
-    __slots__ = ("_atyp", "_stage")
+    __slots__ = ("_atyp", "_stage", "_unasked_login")
 
     def __init__(self) -> None:
         super().__init__()
         self._read = self._read_methods
         self._atyp = wire.ATYP_IPV4
         self._stage = "methods"
+        self._unasked_login = False
 
     # -- what the session decides ------------------------------------------
 
@@ -47,7 +48,8 @@ class Socks5(Machine):
             NO_AUTH: self._read_request,
             USER_PASSWORD: self._read_credentials,
         }.get(method, self._wait)
-        self._stage = "request" if method == NO_AUTH else "auth"
+        self._stage = {NO_AUTH: "request", USER_PASSWORD: "auth"}.get(method, "refused")
+        self._unasked_login = method == NO_AUTH
         return bytes((VERSION, method))
 
     def verdict(self, accepted: bool) -> bytes:
@@ -106,14 +108,16 @@ class Socks5(Machine):
         # RFC 1929 says 1 to 255 octets; real clients send empty fields.
         message = self._take(end)
         self._read = self._wait
+        self._stage = "auth"
+        self._unasked_login = False
         return Credentials(message[2:user_end], message[user_end + 1 :])
 
     def _read_request(self) -> Event | None:
         data = self._data
         if data and data[0] != VERSION:
-            if data[0] == AUTH_VERSION:
+            if data[0] == AUTH_VERSION and self._unasked_login:
                 # Some clients authenticate although no method asked for it (Tor's
-                # do, to isolate streams); the answer costs nothing.
+                # do, to isolate streams); the answer costs nothing, once.
                 return self._read_credentials()
             raise ProtocolError(f"version {data[0]} in a SOCKS5 request")
         if len(data) < 4:

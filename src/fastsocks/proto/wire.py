@@ -58,6 +58,9 @@ def packed_ipv4(host: str) -> bytes | None:
 
 
 def packed_ipv6(host: str) -> bytes | None:
+    """Not with a zone: that names an interface of the proxy, which is not the client's."""
+    if "%" in host:
+        return None
     try:
         return ipaddress.IPv6Address(host).packed
     except ValueError:
@@ -79,7 +82,8 @@ def parse_name(raw: bytes) -> tuple[str, bool]:
     if packed_ipv4(text) is not None:
         return text, False
     if ":" in text:
-        packed = packed_ipv6(text.strip("[]"))
+        bracketed = text.startswith("[") and text.endswith("]")
+        packed = packed_ipv6(text[1:-1] if bracketed else text)
         if packed is None:
             raise ProtocolError("malformed IPv6 address in the name field", Reply.GENERAL_FAILURE)
         return ipv6_text(packed), False

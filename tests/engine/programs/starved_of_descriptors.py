@@ -38,7 +38,11 @@ async def main(engine_name: str) -> None:
 
     async def serve(client: contract.Conn) -> None:
         first = await client.recv()
-        near, far = socket.socketpair()
+        try:
+            near, far = socket.socketpair()
+        except OSError:
+            client.close()
+            return
         await loop.create_unix_connection(Echo, sock=far)
         engine.relay(client, engine.adopt(near), object(), first)
 

@@ -1,0 +1,304 @@
+# Asked for what makes no sense: one line that names the flag and says what would be
+# right, exit status 2. Asked for what cannot be had: one line, exit status 1. Never a
+# traceback, and never a proxy that runs with something else than was asked for.
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastsocks import cli
+from fastsocks.config import ENGINES, RELAYS
+
+PATIENCE = 15.0
+SOURCE = str(Path(__file__).resolve().parents[2] / "src")
+ANYWHERE = ("--listen", "127.0.0.1:0")
+
+
+def one_line(told: str) -> str:
+    assert "Traceback" not in told, told
+    assert told.startswith("fastsocks: ")
+    assert told.count("\n") == 1, "more than one line"
+    assert told.endswith("\n")
+    return told
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys) -> Callable[..., str]:
+    """``refused("--engine", "warp")``: its one line. In this process, as the tables are
+    long and a process takes its time; nothing is served should it be accepted."""
+
+    async def serve(*accepted: object) -> None:
+        pytest.fail("it was accepted")
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(cli, "serve", serve)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        output, told = capsys.readouterr()
+        assert (ended.value.code, output) == (2, "")
+        return one_line(told)
+
+    return run
+
+
+@pytest.fixture
+def fails() -> Callable[..., str]:
+    """``fails(1, "--listen", "192.0.2.1:80")``: the one line of a process of its own."""
+
+    def run(status: int, *arguments: str | bytes, **variables: str) -> str:
+        command = [sys.executable, "-m", "fastsocks", *arguments]
+        plain = os.environ | {"PYTHONPATH": SOURCE, "LC_ALL": "C.UTF-8"}
+        try:
+            ended = subprocess.run(
+                command,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                env=plain | variables,
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired as running:
+            pytest.fail(f"it took that: {running.stdout!r} {running.stderr!r}")
+        told = ended.stderr.decode()
+        assert (ended.returncode, ended.stdout) == (status, b""), told
+        return one_line(told)
+
+    return run
+
+
+SECONDS = [
+    "--handshake-timeout",
+    "--connect-timeout",
+    "--idle-timeout",
+    "--half-closed-timeout",
+    "--grace",
+]
+
+
+def rows(flag: str, *values: str) -> list[pytest.param]:
+    return [pytest.param(flag, value, id=f"{flag} {value[:24]}") for value in values]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *rows(
+            "--listen",
+            "",
+            ":",
+            "1080",
+            "127.0.0.1",
+            "127.0.0.1:",
+            ":1080",
+            "127.0.0.1:65536",
+            "127.0.0.1:-1",
+            "127.0.0.1:+1",
+            "127.0.0.1: 1",
+            "127.0.0.1:1e3",
+            "127.0.0.1:http",
+            "127.0.0.1:\u0663",
+            "127.0.0.1:" + "1" * 5000,
+            "300.0.0.1:1080",
+            "127.1:1080",
+            "0x7f000001:1080",
+            "example.com:1080",
+            "::1:1080",
+            "[::1]",
+            "[::1:1080",
+            "::1]:1080",
+            "[127.0.0.1:1080",
+            "[:::]:1080",
+            "http://127.0.0.1:1080",
+            "/run/fastsocks.sock",
+        ),
+        *rows("--engine", "", "warp", "Native", "native,python", "c"),
+        *rows("--relay", "", "sendfile", "COPY", "auto "),
+        *rows("--relay-threads", "", "-1", "1.5", "many", "AUTO", "0x2", "1000000", "9" * 30),
+        *rows("--pipe-size", "", "0", "1", "65535", "-65536", "1.5m", "1t", "m", "64 k"),
+        *rows("--pipe-size", "2g", "1073741825", "9" * 30, "9" * 5000),
+        *rows("--max-pipes", "", "-1", "1.5", "all", "1e3", "9" * 30),
+        *rows("--max-sessions", "", "0", "-1", "1.5", "all", "9" * 30),
+        *[
+            row
+            for flag in SECONDS
+            for row in rows(flag, "", "-1", "-0.1", "soon", "10s", "nan", "inf", "-inf", "1e999")
+        ],
+        *rows("--log-level", "", "loud", "INFO", "10"),
+        *rows("-b", "", "nowhere", "300.1.1.1", "127.1", "127.0.0.1:80", "[::1]"),
+    ],
+)
+def test_bad_value(refused, flag, value):
+    told = refused(f"{flag}={value}") if flag.startswith("--") else refused(flag, value)
+    assert flag in told
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--listen", "127.0.0.1:http"),
+        ("--engine", "warp"),
+        ("--relay", "sendfile"),
+        ("--relay-threads", "many"),
+        ("--pipe-size", "1t"),
+        ("--max-pipes", "all"),
+        ("--max-sessions", "0"),
+        ("--idle-timeout", "soon"),
+        ("--log-level", "loud"),
+        ("-b", "nowhere"),
+    ],
+)
+def test_the_line_repeats_the_value(fails, flag, value):
+    """And a process says the same as its parts: status, and nothing on standard output."""
+    told = fails(2, flag, value)
+    assert flag in told
+    assert value in told
+
+
+@pytest.mark.parametrize(("flag", "allowed"), [("--engine", ENGINES), ("--relay", RELAYS)])
+def test_the_line_says_what_would_be_right(refused, flag, allowed):
+    told = refused(flag, "other")
+    assert all(one in told for one in allowed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-p", "x"], "x"),
+        (["-p", "65536"], "65536"),
+        (["-p", "-1"], "-1"),
+        (["-p", ""], "-p"),
+        (["-i", "nowhere"], "nowhere"),
+        (["-i", "0x7f.1"], "0x7f.1"),
+        (["-i", ""], "-i"),
+        (["-i", "127.0.0.1:1080"], "127.0.0.1:1080"),
+        (["-p", "1080", "--listen", "127.0.0.1:1081"], "--listen"),
+        (["-i", "127.0.0.1", "--listen", "127.0.0.1:1081"], "--listen"),
+        # Flags that do not exist, or not like this.
+        (["--frobnicate"], "--frobnicate"),
+        (["-x"], "-x"),
+        (["--hand", "3"], "--hand"),
+        (["--Listen", "127.0.0.1:0"], "--Listen"),
+        (["1080"], "1080"),
+        (["--listen"], "--listen"),
+        (["--open=yes"], "--open"),
+        # User and password.
+        (["-u", "me"], "password"),
+        (["-P", "secret"], "-u"),
+        (["-u", "", "-P", "secret"], "-u"),
+        (["-u", "me", "-P", ""], "-P"),
+        (["-u", "u" * 256, "-P", "secret"], "-u"),
+        (["-u", "me", "-P", "p" * 256], "-P"),
+        (["-u", "me", "-P", "\u00e4" * 128], "-P"),
+        (["-u", "me", "-P", "\udcff"], "-P"),
+        (["-u", "\udcff", "-P", "secret"], "-u"),
+        (["-u", "me", "--password-file", "/nowhere/at/all"], "--password-file"),
+        (["-u", "me", "--password-file", "/"], "--password-file"),
+        (["-u", "me", "--password-file", "/dev/null"], "password"),
+        (["-u", "me", "--password-file", ""], "--password-file"),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, list) else "",
+)
+def test_bad_argv(refused, arguments, named):
+    told = refused(*arguments)
+    assert named in told
+    assert "secret" not in told
+
+
+def test_no_password_is_told(refused):
+    told = refused("-u", "me", "-P", "hunter2" * 40)
+    assert "hunter2" not in told
+
+
+def test_password_file_that_is_no_text(refused, tmp_path):
+    file = tmp_path / "password"
+    file.write_bytes(b"\xff\xfe secret")
+    told = refused("-u", "me", "--password-file", str(file))
+    assert "--password-file" in told
+    assert str(file) in told
+
+
+def test_empty_password_in_the_environment(fails):
+    assert "password" in fails(2, *ANYWHERE, "-u", "me", FASTSOCKS_PASSWORD="").lower()
+
+
+def test_arguments_that_are_no_text(fails):
+    assert "-P" in fails(2, *ANYWHERE, "-u", "me", "-P", b"\xff")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--listen", "0.0.0.0:0"],
+        ["--listen", "[::]:0"],
+        ["--listen", "192.0.2.1:1080"],
+        ["--listen", "[2001:db8::1]:1080"],
+        ["--listen", "127.0.0.1:0", "--listen", "0.0.0.0:0"],
+        ["--listen", "[::ffff:0.0.0.0]:0"],
+        ["-i", "0.0.0.0", "-p", "0"],
+        ["-i", "::", "-p", "0"],
+    ],
+    ids=" ".join,
+)
+def test_beyond_loopback_without_a_user(refused, arguments):
+    told = refused(*arguments)
+    assert "--open" in told
+    assert "user" in told
+
+
+# -- what cannot be had ------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+def test_port_taken(fails, family):
+    host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    with socket.create_server((host, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        told = fails(1, *ANYWHERE, "--listen", place)
+    assert f"cannot listen on {place}: Address already in use" in told
+
+
+def test_same_place_twice(fails):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        place = "{}:{}".format(*probe.getsockname())
+    told = fails(1, "--listen", place, "--listen", place)
+    assert f"cannot listen on {place}: Address already in use" in told
+
+
+@pytest.mark.parametrize("place", ["192.0.2.1:1080", "[2001:db8::1]:1080"])
+def test_address_of_another_machine(fails, place):
+    told = fails(1, "--listen", place, "--open")
+    assert f"cannot listen on {place}: " in told
+    assert "assign" in told
+
+
+def test_zone_that_does_not_exist(fails):
+    told = fails(1, "--open", "--listen", "[fe80::1%nowhere0]:1080")
+    assert "cannot listen on [fe80::1%nowhere0]:1080: " in told
+    assert "Unknown error" not in told
+
+
+def test_native_engine_where_there_is_none(tmp_path):
+    """A source tree that was never compiled: named, with what would work instead."""
+    package = tmp_path / "fastsocks"
+    for file in Path(SOURCE, "fastsocks").rglob("*.py"):
+        copy = package / file.relative_to(Path(SOURCE, "fastsocks"))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    ended = subprocess.run(
+        [sys.executable, "-m", "fastsocks", *ANYWHERE, "--engine", "native"],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        timeout=PATIENCE,
+        text=True,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "--engine native" in ended.stderr
+    assert "python" in ended.stderr
