@@ -17,6 +17,7 @@ cdef extern from "<errno.h>" nogil:
     int errno
     enum:
         EAGAIN
+        EALREADY
         EBADF
         ECONNABORTED
         ECONNRESET

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Awaitable
 
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import DialError, Reply, reply_for
@@ -26,10 +27,13 @@ class Dialer:
         self._timeout = timeout
         self._source = source
 
-    async def dial(self, client: Conn, host: str, port: int, is_name: bool) -> Conn:
+    def dial(self, client: Conn, host: str, port: int, is_name: bool) -> Awaitable[Conn]:
         """Raises DialError with the reply code of the last attempt."""
-        if not is_name:
-            return await self._try(client, (host, port), self._timeout)
+        if is_name:
+            return self._try_all(client, host, port)
+        return self._try(client, (host, port), self._timeout)
+
+    async def _try_all(self, client: Conn, host: str, port: int) -> Conn:
         began = time.monotonic()
         addresses = await self._resolver.resolve(host, port, self._timeout)
         failure = DialError(f"{host} has no address", Reply.HOST_UNREACHABLE)

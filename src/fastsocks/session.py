@@ -15,7 +15,7 @@ from fastsocks.engine import Conn, Engine
 from fastsocks.errors import AuthError, ClientGone, ProtocolError, Reply, SocksError
 from fastsocks.flow import Flow, endpoint
 from fastsocks.proto import foreign, wire
-from fastsocks.proto.machine import Credentials, Event, Machine, Methods
+from fastsocks.proto.machine import Credentials, Machine, Methods
 from fastsocks.proto.socks4 import Socks4
 from fastsocks.proto.socks5 import NO_AUTH, USER_PASSWORD, Socks5
 from fastsocks.proto.wire import Request
@@ -75,24 +75,20 @@ class Session:
 
     async def _negotiate(self, client: Conn, machine: Machine, flow: Flow) -> Request:
         """Methods, credentials and request, in whatever segments they come."""
-        while not isinstance(event := await self._next_event(client, machine), Request):
-            if isinstance(event, Methods):
-                answer = machine.choose(self._choose_method(event.offered))
+        while not isinstance(event := machine.next_event(), Request):
+            if event is None:
+                data = await client.recv()
+                if not data:
+                    raise ClientGone("left during the handshake")
+                machine.feed(data)
+            elif isinstance(event, Methods):
+                await client.send(machine.choose(self._choose_method(event.offered)))
             else:
                 self._authenticate(event, flow)
-                answer = machine.verdict(True)
-            await client.send(answer)
+                await client.send(machine.verdict(True))
         if self._users and isinstance(machine, Socks4):
             # Its user id proves nothing.
             raise AuthError("SOCKS4 cannot authenticate, and users are configured")
-        return event
-
-    async def _next_event(self, client: Conn, machine: Machine) -> Event:
-        while (event := machine.next_event()) is None:
-            data = await client.recv()
-            if not data:
-                raise ClientGone("left during the handshake")
-            machine.feed(data)
         return event
 
     def _choose_method(self, offered: bytes) -> int:

@@ -366,5 +366,6 @@ def program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate(timeout=PATIENCE)
+        if process.returncode is None:
+            process.kill()
+            process.communicate(timeout=PATIENCE)

@@ -271,5 +271,5 @@ def test_out_of_descriptors(engine_name, program):
             with contextlib.suppress(ConnectionError):
                 served = speak(connect(), b"relief") == b"relief"
         assert speak(old, b"after") == b"after"
-    starved.process.stdin.close()
-    assert starved.process.wait(PATIENCE) == 0, starved.process.log.read_text()
+    starved.process.communicate(timeout=PATIENCE)
+    assert starved.process.returncode == 0, starved.process.log.read_text()

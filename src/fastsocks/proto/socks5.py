@@ -44,12 +44,13 @@ class Socks5(Machine):
 
     def choose(self, method: int) -> bytes:
         """The method reply; what is read next depends on it."""
-        self._read = {
-            NO_AUTH: self._read_request,
-            USER_PASSWORD: self._read_credentials,
-        }.get(method, self._wait)
-        self._stage = {NO_AUTH: "request", USER_PASSWORD: "auth"}.get(method, "refused")
-        self._unasked_login = method == NO_AUTH
+        if method == NO_AUTH:
+            self._read, self._stage = self._read_request, "request"
+            self._unasked_login = True
+        elif method == USER_PASSWORD:
+            self._read, self._stage = self._read_credentials, "auth"
+        else:
+            self._read, self._stage = self._wait, "refused"
         return bytes((VERSION, method))
 
     def verdict(self, accepted: bool) -> bytes:
