@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import re
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     raise_descriptor_limit()
+    # What is imported by now stays: without it a full collection is a tenth as long.
+    gc.freeze()
     factory, loop_name = choose_loop()
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
