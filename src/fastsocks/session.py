@@ -7,6 +7,7 @@ client. It must not know how bytes move (engine) or what they look like (proto).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastsocks.auth import Users
@@ -23,7 +24,7 @@ from fastsocks.proto.wire import Request
 if TYPE_CHECKING:
     from fastsocks.quiet import QuietLog
 
-MACHINES: dict[int, type[Machine]] = {4: Socks4, 5: Socks5}
+MACHINES: dict[int, Callable[[], Machine]] = {4: Socks4, 5: Socks5}
 
 log = logging.getLogger("fastsocks.session")
 
@@ -34,6 +35,7 @@ class Session:
     def __init__(self, engine: Engine, users: Users, dialer: Dialer, quiet: QuietLog) -> None:
         self._engine = engine
         self._users = users
+        self._login_needed = bool(users)
         self._dialer = dialer
         self._quiet = quiet
 
@@ -86,7 +88,7 @@ class Session:
             else:
                 self._authenticate(event, flow)
                 await client.send(machine.verdict(True))
-        if self._users and isinstance(machine, Socks4):
+        if self._login_needed and isinstance(machine, Socks4):
             # Its user id proves nothing.
             raise AuthError("SOCKS4 cannot authenticate, and users are configured")
         return event
@@ -95,14 +97,14 @@ class Session:
         """With users configured only user/password will do. Without, "none" wins;
         a client that offers nothing but user/password may say what it likes, as
         some can only do that."""
-        acceptable = (USER_PASSWORD,) if self._users else (NO_AUTH, USER_PASSWORD)
+        acceptable = (USER_PASSWORD,) if self._login_needed else (NO_AUTH, USER_PASSWORD)
         for method in acceptable:
             if method in offered:
                 return method
         raise ProtocolError("no acceptable authentication method offered")
 
     def _authenticate(self, claim: Credentials, flow: Flow) -> None:
-        if not self._users:
+        if not self._login_needed:
             return
         if not self._users.verify(claim.user, claim.password):
             raise AuthError(f"wrong user or password for user {claim.user[:64]!r}")

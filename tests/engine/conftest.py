@@ -199,7 +199,7 @@ class Rig:
         sent = [0] * len(fars)
         moved, still = -1, 0
         deadline = self.loop.time() + PATIENCE
-        while still < 10:
+        while still < 6:
             assert self.loop.time() < deadline, f"never stuck: {sent} octets sent"
             took = [far.fill(4 * MIB) for far in fars]
             sent = [total + more for total, more in zip(sent, took, strict=True)]
@@ -265,7 +265,7 @@ def calm() -> Callable[..., Awaitable[None]]:
     """await calm(seconds): nothing goes on in the engine's threads nor in ours. A spin would
     take all of a processor; the test's own waiting is given a fifth of one."""
 
-    async def look(seconds: float = 0.5) -> None:
+    async def look(seconds: float = 0.3) -> None:
         before = time.process_time()
         await asyncio.sleep(seconds)
         used = time.process_time() - before

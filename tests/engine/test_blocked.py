@@ -25,7 +25,7 @@ async def test_both_ends_write_10_mb_before_they_read(make_way, payload, calm):
         asyncio.ensure_future(relayed.remote.send(down)),
     ]
     moved, still = -1, 0
-    while still < 10:
+    while still < 6:
         still = still + 1 if rig.moved() == moved else 0
         moved = rig.moved()
         await asyncio.sleep(0.02)

@@ -127,7 +127,7 @@ async def test_a_session_without_a_single_octet_is_idle_too(make_way):
 
 async def test_blocked_octets_are_no_activity(make_way):
     """The sender is willing, the reader is gone without a word: nothing moves."""
-    rig = make_way(idle_timeout=1.0)
+    rig = make_way(idle_timeout=0.8)
     relayed = rig.relay()
     await rig.stuck(relayed.client)
     assert (await rig.ended())[3] == IDLE
@@ -137,10 +137,10 @@ async def test_blocked_octets_are_no_activity(make_way):
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
 async def test_activity_in_one_direction_is_activity(make_way, upwards):
-    rig = make_way(idle_timeout=2 * SHORT)
+    rig = make_way(idle_timeout=0.5)
     relayed = rig.relay()
     source, sink = relayed[:2] if upwards else relayed[1::-1]
-    for _ in range(20):
+    for _ in range(10):
         await source.send(b"x")
         assert await sink.read(1) == b"x"
         await asyncio.sleep(0.1)
@@ -161,16 +161,16 @@ async def test_a_half_closed_session_that_stays_silent(make_way, first):
 
 
 async def test_a_half_closed_session_with_activity_lives_on(make_way):
-    rig = make_way(idle_timeout=60, half_closed_timeout=2 * SHORT)
+    rig = make_way(idle_timeout=60, half_closed_timeout=0.5)
     relayed = rig.relay()
     relayed.client.finish()
     assert await relayed.remote.read_to_end() == b""
-    for _ in range(20):
+    for _ in range(10):
         await relayed.remote.send(b"x")
         assert await relayed.client.read(1) == b"x"
         await asyncio.sleep(0.1)
     relayed.remote.finish()
-    assert await rig.ended() == (relayed.flow, 0, 20, FINISHED, 0)
+    assert await rig.ended() == (relayed.flow, 0, 10, FINISHED, 0)
 
 
 async def test_no_limits(make_way):

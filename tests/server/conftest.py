@@ -201,8 +201,8 @@ class Remote:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        self.peers.append(writer.get_extra_info("peername")[:2])
-        self.reader, self.writer = reader, writer
+        # A connection that was reset before it was accepted has no peer any more.
+        self.peers.append((writer.get_extra_info("peername") or ("", 0))[:2])
         try:
             await self._script(reader, writer)
         except (ConnectionError, asyncio.CancelledError):

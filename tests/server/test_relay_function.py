@@ -36,8 +36,10 @@ PAIRS = {"tcp": tcp_pair, "tcp6": tcp6_pair, "unix": socket.socketpair}
 
 
 @pytest.fixture
-def pair(descriptors_balance):
-    """``pair("tcp")``: (the test's end, the end to relay), closed with the test."""
+def pair():
+    """``pair("tcp")``: (the test's end, the end to relay), closed with the test, which
+    must leave no descriptor open."""
+    before = len(os.listdir("/proc/self/fd"))
     opened = []
 
     def make(kind: str) -> tuple[socket.socket, socket.socket]:
@@ -49,6 +51,7 @@ def pair(descriptors_balance):
     yield make
     for sock in opened:
         sock.close()
+    assert len(os.listdir("/proc/self/fd")) <= before, "descriptors were left open"
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ contract towards the session.
     machine.granted(host, port)     the reply for success
     machine.leftover()              what came after the request: payload for the remote
 
-A subclass sets ``_read`` to the method that reads what is due now, so the state
-of a machine is the name of that method.
+The state of a machine is what ``next_event`` is at the moment: the method that
+reads what is due now, or ``_wait`` when all that may come is payload.
 """
 
 from __future__ import annotations
@@ -46,18 +46,17 @@ Event = Methods | Credentials | Request
 class Machine(abc.ABC):
     """The part every machine shares; see the top of this file."""
 
-    __slots__ = ("_data", "_read")
+    __slots__ = ("_data", "next_event")
 
-    def __init__(self) -> None:
+    next_event: Callable[[], Event | None]
+    """Raises ProtocolError on the first octet that cannot be legal."""
+
+    def __init__(self, start: Callable[[], Event | None]) -> None:
         self._data = b""
-        self._read: Callable[[], Event | None]
+        self.next_event = start
 
     def feed(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data
-
-    def next_event(self) -> Event | None:
-        """Raises ProtocolError on the first octet that cannot be legal."""
-        return self._read()
 
     def leftover(self) -> bytes:
         data, self._data = self._data, b""
@@ -78,10 +77,6 @@ class Machine(abc.ABC):
     @abc.abstractmethod
     def refusal(self, reply: Reply) -> bytes:
         """The reply for failure, b"" where none is due."""
-
-    def _take(self, length: int) -> bytes:
-        taken, self._data = self._data[:length], self._data[length:]
-        return taken
 
     def _wait(self) -> Event | None:
         """The state in which nothing more is due: all that comes is payload."""

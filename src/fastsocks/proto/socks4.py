@@ -26,8 +26,7 @@ class Socks4(Machine):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__()
-        self._read = self._read_request
+        super().__init__(self._read_request)
 
     def choose(self, method: int) -> bytes:
         return b""  # SOCKS4 has no methods and no credentials: never asked
@@ -61,12 +60,12 @@ class Socks4(Machine):
                 if len(data) > name_start + NAME_LIMIT:
                     raise ProtocolError(f"SOCKS4a name of more than {NAME_LIMIT} octets")
                 return None
-            raw = self._take(name_end + 1)[name_start:-1]
-            self._read = self._wait
-            host, is_name = wire.parse_name(raw)
+            self._data = data[name_end + 1 :]
+            self.next_event = self._wait
+            host, is_name = wire.parse_name(data[name_start:name_end])
             return Request(command, host, port, is_name, user)
-        self._take(user_end + 1)
-        self._read = self._wait
+        self._data = data[user_end + 1 :]
+        self.next_event = self._wait
         if address == b"\0\0\0\0" and command == wire.CONNECT:
             # Linux would connect to loopback.
             raise ProtocolError("SOCKS4 request for 0.0.0.0")

@@ -34,8 +34,7 @@ class Socks5(Machine):
     __slots__ = ("_atyp", "_stage", "_unasked_login")
 
     def __init__(self) -> None:
-        super().__init__()
-        self._read = self._read_methods
+        super().__init__(self._read_methods)
         self._atyp = wire.ATYP_IPV4
         self._stage = "methods"
         self._unasked_login = False
@@ -45,17 +44,17 @@ class Socks5(Machine):
     def choose(self, method: int) -> bytes:
         """The method reply; what is read next depends on it."""
         if method == NO_AUTH:
-            self._read, self._stage = self._read_request, "request"
+            self.next_event, self._stage = self._read_request, "request"
             self._unasked_login = True
         elif method == USER_PASSWORD:
-            self._read, self._stage = self._read_credentials, "auth"
+            self.next_event, self._stage = self._read_credentials, "auth"
         else:
-            self._read, self._stage = self._wait, "refused"
+            self.next_event, self._stage = self._wait, "refused"
         return bytes((VERSION, method))
 
     def verdict(self, accepted: bool) -> bytes:
         """The answer to Credentials (RFC 1929: its version octet is 1)."""
-        self._read = self._read_request if accepted else self._wait
+        self.next_event = self._read_request if accepted else self._wait
         self._stage = "request" if accepted else "refused"
         return AUTH_OK if accepted else AUTH_FAILED
 
@@ -90,11 +89,12 @@ class Socks5(Machine):
             raise ProtocolError(f"version {data[0]} in a SOCKS5 greeting", None)
         if data[1] == 0:
             raise ProtocolError("no authentication method offered")
-        if len(data) < 2 + data[1]:
+        end = 2 + data[1]
+        if len(data) < end:
             return None
-        offered = self._take(2 + data[1])[2:]
-        self._read = self._wait
-        return Methods(offered)
+        self._data = data[end:]
+        self.next_event = self._wait
+        return Methods(data[2:end])
 
     def _read_credentials(self) -> Event | None:
         data = self._data
@@ -107,11 +107,11 @@ class Socks5(Machine):
         if len(data) < end:
             return None
         # RFC 1929 says 1 to 255 octets; real clients send empty fields.
-        message = self._take(end)
-        self._read = self._wait
+        self._data = data[end:]
+        self.next_event = self._wait
         self._stage = "auth"
         self._unasked_login = False
-        return Credentials(message[2:user_end], message[user_end + 1 :])
+        return Credentials(data[2:user_end], data[user_end + 1 : end])
 
     def _read_request(self) -> Event | None:
         data = self._data
@@ -132,13 +132,14 @@ class Socks5(Machine):
         if len(data) < host_end + 2:
             return None
         # RSV (data[2]) should be zero; clients that set it work elsewhere.
-        message = self._take(host_end + 2)
+        end = host_end + 2
+        self._data = data[end:]
         self._atyp = atyp
-        self._read = self._wait
-        command = message[1]
+        self.next_event = self._wait
+        command = data[1]
         if command not in wire.COMMAND_NAMES:
             raise ProtocolError(f"command {command}", Reply.COMMAND_NOT_SUPPORTED)
-        raw, port = message[host_start:host_end], int.from_bytes(message[host_end:])
+        raw, port = data[host_start:host_end], int.from_bytes(data[host_end:end])
         if atyp == wire.ATYP_IPV4:
             return Request(command, wire.ipv4_text(raw), port, False)
         if atyp == wire.ATYP_IPV6:
