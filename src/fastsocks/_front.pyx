@@ -9,6 +9,7 @@ serves a whole handshake), level-triggered outside (what a turn leaves undone ma
 the loop come again). It must not know SOCKS.
 """
 
+import asyncio
 import logging
 import os
 
@@ -105,13 +106,21 @@ cdef socklen_t parse_address(str host, int port, Address *address) except 0:
 
 
 @cython.final
-@cython.freelist(64)
-cdef class Done:
-    """What a call that need not wait returns: await takes its value, or raises its
-    error, at once."""
+@cython.freelist(256)
+cdef class Outcome:
+    """What recv, send and dial return: often over before anybody awaits it.
 
+    A future as asyncio.Task knows them, but one that resumes its Task in the turn
+    of the event itself: no handle, no call_soon, no further turn of the loop
+    (measured: a third of what a suspension costs in Python).
+    """
+
+    cdef public bint _asyncio_future_blocking
+    cdef Engine engine
+    cdef bint over
     cdef object value
     cdef object error
+    cdef list callbacks         # (function, context); made when there is one
 
     def __await__(self):
         return self
@@ -120,16 +129,82 @@ cdef class Done:
         return self
 
     def __next__(self):
+        if not self.over:
+            self._asyncio_future_blocking = True
+            return self
         if self.error is not None:
             raise self.error
         raise StopIteration(self.value)
 
+    def get_loop(self):
+        return self.engine.loop
 
-cdef Done done(object value, object error=None):
-    cdef Done result = Done.__new__(Done)
-    result.value = value
-    result.error = error
-    return result
+    def done(self):
+        return self.over
+
+    def cancelled(self):
+        return isinstance(self.error, asyncio.CancelledError)
+
+    def result(self):
+        if not self.over:
+            raise asyncio.InvalidStateError("not over yet")
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def exception(self):
+        if not self.over:
+            raise asyncio.InvalidStateError("not over yet")
+        if self.cancelled():
+            raise self.error
+        return self.error
+
+    def cancel(self, msg=None):
+        if self.over:
+            return False
+        self.settle(None, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        return True
+
+    def add_done_callback(self, function, *, context=None):
+        if self.over:
+            self.engine.loop.call_soon(function, self, context=context)
+        elif self.callbacks is None:
+            self.callbacks = [(function, context)]
+        else:
+            self.callbacks.append((function, context))
+
+    def remove_done_callback(self, function):
+        kept = [entry for entry in self.callbacks or () if entry[0] != function]
+        removed = len(self.callbacks or ()) - len(kept)
+        self.callbacks = kept
+        return removed
+
+    cdef settle(self, object value, object error):
+        """Once; resumes whoever waits, and so must be the last thing its caller does."""
+        if self.over:
+            return
+        self.over = True
+        self.value = value
+        self.error = error
+        callbacks, self.callbacks = self.callbacks, None
+        if callbacks is not None:
+            for function, context in callbacks:
+                self.engine.resume(function, context, self)
+
+
+cdef Outcome settled(Engine engine, object value, object error=None):
+    cdef Outcome outcome = Outcome.__new__(Outcome)
+    outcome.engine = engine
+    outcome.over = True
+    outcome.value = value
+    outcome.error = error
+    return outcome
+
+
+cdef Outcome unsettled(Engine engine):
+    cdef Outcome outcome = Outcome.__new__(Outcome)
+    outcome.engine = engine
+    return outcome
 
 
 @cython.final
@@ -151,7 +226,8 @@ cdef class Conn:
     cdef bint reset             # the far end has reset it
     cdef bint expired           # its deadline has passed while nothing waited
     cdef Waiting waiting
-    cdef object waiter          # the future of what is under way
+    cdef Outcome waiter         # of what is under way, or the last that was
+    cdef object on_client       # while NEW: whom its first octets will interest
     cdef bytes stash            # the first octets, read before the session began
     cdef bytes unsent
     cdef Py_ssize_t sent
@@ -181,16 +257,16 @@ cdef class Conn:
         self.check()
         if data is not None:
             self.stash = None
-            return done(data)
+            return settled(self.engine, data)
         data = self.read()
-        return self.wait(RECV) if data is None else done(data)
+        return self.wait(RECV) if data is None else settled(self.engine, data)
 
     def send(self, bytes data not None):
         self.check()
         self.unsent = data
         self.sent = 0
         if self.push():
-            return done(None)
+            return settled(self.engine, None)
         return self.wait(SEND)
 
     def deadline(self, double seconds):
@@ -225,7 +301,7 @@ cdef class Conn:
     cdef int check(self) except -1:
         if self.fd < 0:
             raise OSError(EBADF, "this connection is closed or was handed over")
-        if self.waiter is not None and not self.waiter.done():
+        if self.waiter is not None and not self.waiter.over:
             raise RuntimeError("one operation on a connection at a time")
         if self.expired:
             raise TimeoutError
@@ -233,7 +309,7 @@ cdef class Conn:
 
     cdef object wait(self, Waiting what):
         self.waiting = what
-        self.waiter = self.engine.loop.create_future()
+        self.waiter = unsettled(self.engine)
         self.watch()
         return self.waiter
 
@@ -316,10 +392,10 @@ cdef class Conn:
         close(fd)
         if partner is not None and partner.stage == DIALING:
             partner.drop()
-        self.fail(ConnectionAbortedError("the connection was closed"))
         if self.counted:
             self.counted = False
             self.engine.session_over()
+        self.finish(None, ConnectionAbortedError("the connection was closed"))
 
     cdef int leave(self):
         """Gives up the socket, which stays open; returns it."""
@@ -332,17 +408,14 @@ cdef class Conn:
         self.fd = -1
         return fd
 
-    cdef finish(self, object result):
-        waiter, self.waiter = self.waiter, None
+    cdef finish(self, object value, object error=None):
+        """Ends what is under way; the last thing to be done to a connection in an
+        event, as the session goes on in here."""
+        cdef Outcome waiter = self.waiter
+        self.waiter = None
         self.waiting = NOTHING
-        if waiter is not None and not waiter.done():
-            waiter.set_result(result)
-
-    cdef fail(self, object error):
-        waiter, self.waiter = self.waiter, None
-        self.waiting = NOTHING
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+        if waiter is not None:
+            waiter.settle(value, error)
 
     cdef on_event(self, uint32_t events):
         cdef bytes data
@@ -363,11 +436,13 @@ cdef class Conn:
             self.on_connected(events)
         elif partner is not None and self.reset:
             partner.on_dial_failed(ClientGone("reset the connection during the dial"))
+        elif self.waiter is None or self.waiter.over:
+            pass  # nobody waits (any more): what came stays in the socket
         elif self.waiting == RECV:
             try:
                 data = self.read()
             except OSError as error:
-                self.fail(error)
+                self.finish(None, error)
             else:
                 if data is not None:
                     self.finish(data)
@@ -376,7 +451,7 @@ cdef class Conn:
                 if self.push():
                     self.finish(None)
             except OSError as error:
-                self.fail(error)
+                self.finish(None, error)
 
     cdef on_connected(self, uint32_t events):
         """EPOLLOUT alone says that connect() succeeded; only a failure has an errno."""
@@ -393,25 +468,26 @@ cdef class Conn:
         self.stage = SESSION
         self.readable = True
         self.watched = False  # one-shot: it has fired
-        if self.waiter is None or self.waiter.done():
+        if self.waiter is None or self.waiter.over:
             self.drop()  # who dialled was cancelled: nobody will ever close it
         else:
             self.finish(self)
 
     cdef on_dial_failed(self, object error):
-        waiter, self.waiter = self.waiter, None
+        cdef Outcome waiter = self.waiter
+        self.waiter = None
         self.drop()
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+        if waiter is not None:
+            waiter.settle(None, error)
 
     cdef on_deadline(self):
         if self.stage == NEW or self.stage == LINGERING:
             self.drop()
         elif self.stage == DIALING:
             self.on_dial_failed(os_error(ETIMEDOUT))
-        elif self.waiter is not None and not self.waiter.done():
+        elif self.waiter is not None and not self.waiter.over:
             self.expired = True
-            self.fail(TimeoutError())
+            self.finish(None, TimeoutError())
         else:
             self.expired = True
 
@@ -425,8 +501,7 @@ cdef class Engine:
     cdef object settings
     cdef object on_closed
     cdef object quiet
-    cdef object on_client
-    cdef list listeners         # sockets of the socket module, kept open
+    cdef list listeners         # (socket, on_client)
     cdef bint accepting
     cdef int epfd
     cdef int ended_fd
@@ -447,6 +522,7 @@ cdef class Engine:
     cdef uint64_t pauses
     cdef uint64_t relayed
     cdef int effective_pipe
+    cdef bint resuming          # a turn is under way and no Task is running
 
     def __cinit__(self):
         self.epfd = self.ended_fd = -1
@@ -509,20 +585,19 @@ cdef class Engine:
 
     def listen(self, sock, on_client):
         cdef int failed
-        self.on_client = on_client
         sock.setblocking(False)
         # Level-triggered: what a turn's budget leaves in the backlog stays ready.
         failed = watch(self.epfd, EPOLL_CTL_ADD, sock.fileno(), EPOLLIN,
                        TAG_LISTENER + len(self.listeners))
         if failed < 0:
             raise os_error(-failed)
-        self.listeners.append(sock)
+        self.listeners.append((sock, on_client))
         self.accepting = True
 
     def stop_listening(self):
         timer_clear(&self.resume_timer)
         self.accepting = False
-        for sock in self.listeners:
+        for sock, _ in self.listeners:
             sock.close()
         self.listeners.clear()
 
@@ -531,7 +606,7 @@ cdef class Engine:
         if accepting == self.accepting:
             return
         self.accepting = accepting
-        for number, sock in enumerate(self.listeners):
+        for number, (sock, _) in enumerate(self.listeners):
             watch(self.epfd, EPOLL_CTL_MOD, sock.fileno(), EPOLLIN if accepting else 0,
                   TAG_LISTENER + number)
 
@@ -549,7 +624,8 @@ cdef class Engine:
         cdef uint32_t limit = self.settings.max_sessions
         if number >= <uint32_t>len(self.listeners):
             return
-        cdef int listener = self.listeners[number].fileno()
+        sock, on_client = self.listeners[number]
+        cdef int listener = sock.fileno()
         for _attempt in range(ACCEPTS_PER_TURN):
             if limit and self.sessions >= limit:
                 self.quiet.warning("full", "all %d sessions are taken: not accepting more", limit)
@@ -562,6 +638,7 @@ cdef class Engine:
                 conn = self.enter(fd)
                 conn.address = address
                 conn.stage = NEW
+                conn.on_client = on_client
                 conn.counted = True
                 self.sessions += 1
                 if self.settings.handshake_timeout:
@@ -594,8 +671,9 @@ cdef class Engine:
         elif data:
             conn.stage = SESSION
             conn.stash = data
+            on_client, conn.on_client = conn.on_client, None
             try:
-                self.on_client(conn)
+                on_client(conn)
             except BaseException:
                 conn.drop()  # it has no owner
                 raise
@@ -661,6 +739,7 @@ cdef class Engine:
         cdef int i
         cdef uint64_t data
         cdef int count = epoll_wait(self.epfd, events, MAX_EVENTS, 0)
+        self.resuming = True
         for i in range(count):
             data = events[i].data.u64
             try:
@@ -678,6 +757,24 @@ cdef class Engine:
             self.expire()
         except Exception as error:
             self.report(error)
+        self.resuming = False
+
+    cdef resume(self, function, context, Outcome outcome):
+        """Runs a callback at once where no Task is running, which is in a turn of the
+        front but not in what that turn has resumed; else the loop does it soon."""
+        if not self.resuming:
+            self.loop.call_soon(function, outcome, context=context)
+            return
+        self.resuming = False
+        try:
+            if context is None:
+                function(outcome)
+            else:
+                context.run(function, outcome)
+        except Exception as error:
+            self.report(error)
+        finally:
+            self.resuming = self.epfd >= 0
 
     cdef on_conn_event(self, uint64_t data, uint32_t events):
         cdef uint32_t index = <uint32_t>data
@@ -739,7 +836,7 @@ cdef class Engine:
         host, port = address
         cdef socklen_t length
         if client.fd < 0 or client.reset:
-            return done(None, ClientGone("reset the connection before the dial"))
+            return settled(self, None, ClientGone("reset the connection before the dial"))
         fd = -1
         try:
             length = parse_address(host, port, &target)
@@ -758,23 +855,23 @@ cdef class Engine:
         except OSError as error:
             if fd >= 0:
                 close(fd)
-            return done(None, error)
+            return settled(self, None, error)
         remote = self.enter(fd)
         remote.address = target
         if not failed:
-            return done(remote)
+            return settled(self, remote)
         remote.stage = DIALING
         remote.registered = remote.watched = True
         failed = watch(self.epfd, EPOLL_CTL_ADD, fd, EPOLLOUT | EPOLLONESHOT, remote.tag())
         if failed < 0:
             remote.drop()
-            return done(None, os_error(-failed))
+            return settled(self, None, os_error(-failed))
         remote.partner = client
         client.partner = remote
         if timeout:
             remote.deadline(timeout)
         remote.waiting = CONNECT
-        remote.waiter = self.loop.create_future()
+        remote.waiter = unsettled(self)
         return remote.waiter
 
     # -- relaying ------------------------------------------------------------
