@@ -127,7 +127,7 @@ class Conn:
         if self._fd < 0:
             return
         self.hand_over()
-        self.fail(ConnectionAbortedError(errno.ECONNABORTED, "closed by this side"))
+        self.fail(_os_error(errno.ECONNABORTED))
         self._fd = -1
         if reset:
             with contextlib.suppress(OSError):
@@ -179,11 +179,11 @@ class Conn:
 
     def _on_deadline(self) -> None:
         self._expired = True
-        self.fail(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+        self.fail(_os_error(errno.ETIMEDOUT))
 
     def _check_deadline(self) -> None:
         if self._expired:
-            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            raise _os_error(errno.ETIMEDOUT)
 
 
 class Session:
@@ -352,6 +352,9 @@ class Engine:
         timeout: float,  # noqa: ASYNC109 -- the contract's
     ) -> Conn:
         caller = cast(Conn, client)
+        gone = ClientGone("reset its connection while the remote was dialled")
+        if caller not in self.conns:
+            raise gone
         family, peer = _numeric(*address)
         remote = Conn(self, socket.socket(family, socket.SOCK_STREAM), peer, counted=False)
         try:
@@ -362,12 +365,11 @@ class Engine:
             error = remote.sock.connect_ex(peer)
             if error in (errno.EINPROGRESS, errno.EINTR):
                 remote.deadline(timeout)
-                gone = ClientGone("reset its connection while the remote was dialled")
                 self.probe(caller, lambda _: remote.fail(gone))
                 await remote.ready(WRITE)
                 error = remote.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
-                raise OSError(error, os.strerror(error))
+                raise _os_error(error)
         except BaseException:
             remote.shut()
             raise
@@ -499,6 +501,10 @@ class Engine:
         self._resume()
 
 
+def _os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
 def _endpoint(address: Any) -> tuple[str, int]:
     """(host, port) of a socket address; a Unix socket has neither."""
     if not isinstance(address, tuple):
@@ -514,5 +520,5 @@ def _numeric(host: str, port: int, family: int = 0) -> tuple[int, Any]:
             host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
     except socket.gaierror:  # an address of the other family, or a scope we do not have
-        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT)) from None
+        raise _os_error(errno.EAFNOSUPPORT) from None
     return found[0][0], found[0][4]

@@ -43,6 +43,10 @@ def payload(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 class Far:
     """The far end of a connection of the engine: what a client or a remote holds."""
 
@@ -189,6 +193,10 @@ class Rig:
             PATIENCE,
         )
 
+    def descriptors(self) -> int:
+        """Those of this process, without the pipes that the engine keeps for later."""
+        return open_descriptors() - 2 * self.engine.counters()["pipes"]
+
     def moved(self) -> int:
         counters = self.engine.counters()
         return counters["copied"] + counters["spliced"]
@@ -215,10 +223,6 @@ class Rig:
         self.engine.close()
         for sock in self._open:
             sock.close()
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture

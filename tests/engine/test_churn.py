@@ -161,7 +161,7 @@ class Crowd:
 async def test_10_000_sessions_with_random_aborts(make_engine, reset, until):
     rig = make_engine(handshake_timeout=5, linger_timeout=0.2, max_pipes=16)
     crowd = Crowd(rig, reset, seed=1)
-    tasks = asyncio.all_tasks()
+    tasks, descriptors = asyncio.all_tasks(), rig.descriptors()
     started = 0
 
     async def worker() -> None:
@@ -180,7 +180,7 @@ async def test_10_000_sessions_with_random_aborts(make_engine, reset, until):
     assert len(rig.ends) == counters["relayed"] > SESSIONS / 4
     assert counters["pipes"] <= 16
     await until(lambda: asyncio.all_tasks() <= tasks, "no task left")
-    # That no descriptor is left is checked for every test of this folder.
+    await until(lambda: rig.descriptors() == descriptors, "no descriptor left")
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,12 @@ async def test_small_writes_are_not_held_back(make_engine):
 async def test_refused(make_engine, refusing):
     rig = make_engine()
     _client, conn = rig.connected()
+    before = rig.descriptors()
     for _ in range(50):
         with pytest.raises(OSError) as raised:
             await rig.engine.dial(conn, refusing, None, 10)
         assert raised.value.errno == errno.ECONNREFUSED
+    assert rig.descriptors() == before
     conn.close()
     await rig.at_rest()
 
@@ -96,9 +98,11 @@ async def test_refused(make_engine, refusing):
 async def test_the_timeout(make_engine, black_hole):
     rig = make_engine()
     _client, conn = rig.connected()
+    before = rig.descriptors()
     with pytest.raises(OSError) as raised:
         await rig.engine.dial(conn, black_hole, None, 0.3)
     assert raised.value.errno == errno.ETIMEDOUT
+    assert rig.descriptors() == before
     conn.close()
     await rig.at_rest()
 
@@ -117,8 +121,9 @@ async def test_the_client_can_be_answered_after_a_failed_dial(make_engine, black
 
 
 @pytest.mark.parametrize("pending", [b"", b"x" * 1000], ids=["silent", "with unread input"])
-async def test_a_client_that_resets_meanwhile(make_engine, until, black_hole, pending):
+async def test_a_client_that_resets_meanwhile(make_engine, black_hole, pending):
     rig = make_engine()
+    before = rig.descriptors()
     client, conn = rig.connected()
     dialling = asyncio.ensure_future(
         asyncio.wait_for(rig.engine.dial(conn, black_hole, None, 20), 20)
@@ -130,7 +135,7 @@ async def test_a_client_that_resets_meanwhile(make_engine, until, black_hole, pe
     with pytest.raises(ClientGone):
         await asyncio.wait_for(dialling, 5)
     conn.close()
-    await rig.at_rest()
+    assert rig.descriptors() == before
 
 
 async def test_a_client_that_resets_after_its_fin(make_engine, black_hole):
@@ -202,7 +207,7 @@ async def test_many_dials_at_once(make_engine, black_hole, refusing):
 async def test_cancelling_a_dial_leaves_nothing(make_engine, until, black_hole):
     rig = make_engine()
     _client, conn = rig.connected()
-    before = rig.engine.counters()["slots"]
+    before = rig.descriptors()
 
     async def dial() -> None:
         await rig.engine.dial(conn, black_hole, None, 20)
@@ -213,7 +218,7 @@ async def test_cancelling_a_dial_leaves_nothing(make_engine, until, black_hole):
     with pytest.raises(asyncio.CancelledError):
         await dialling
     conn.close()  # what a session does when it is cancelled
-    await until(lambda: rig.engine.counters()["slots"] <= before, "the dial's slot freed")
+    await until(lambda: rig.descriptors() == before - 1, "both descriptors closed")
 
 
 async def test_the_source_address(make_engine):

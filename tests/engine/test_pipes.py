@@ -61,18 +61,14 @@ async def test_splice_alone_carries_everything(start_engine, payload, engine, ki
     assert rig.engine.counters()["spliced"] >= 0.9 * len(data)
 
 
-async def test_the_twin_has_no_pipes(start_engine, bulk):
-    rig = start_engine("python")
+@pytest.mark.parametrize("engine", ["python"])
+async def test_the_twin_has_no_pipes(start_engine, bulk, engine):
+    rig = start_engine(engine)
     await bulk.exchange(rig.relay(), up=16 * MIB, down=0)
     await rig.ended()
     counters = rig.engine.counters()
     assert (counters["spliced"], counters["pipes"], counters["pipes_refused"]) == (0, 0, 0)
     assert counters["copied"] == 16 * MIB
-
-
-test_the_twin_has_no_pipes = pytest.mark.parametrize((), [pytest.param(id="python")])(
-    test_the_twin_has_no_pipes
-)
 
 
 @pytest.mark.parametrize("max_pipes", [0, 1, 3])

@@ -50,9 +50,9 @@ async def test_the_handshake_timeout_runs_from_accept_not_from_the_last_octet(ma
     await rig.at_rest()
 
 
-async def test_recv_raises_when_the_deadline_has_passed_before(make_engine, until):
+async def test_recv_raises_when_the_deadline_has_passed_before(make_engine):
     rig = make_engine()
-    client, conn = rig.connected()
+    _client, conn = rig.connected()
     conn.deadline(0.05)
     await asyncio.sleep(0.5)
     with pytest.raises(TimeoutError):
@@ -194,3 +194,20 @@ async def test_no_limits(make_way):
     assert await whole.remote.read(1) == b"x"
     await half.remote.send(b"y")
     assert await half.client.read(1) == b"y"
+
+
+@pytest.mark.parametrize(
+    ("idle", "half_closed"), [(SHORT, 0), (0, SHORT)], ids=["half-closed", "whole"]
+)
+async def test_one_limit_without_the_other(make_way, idle, half_closed):
+    """0 is no limit, not another one."""
+    rig = make_way(idle_timeout=idle, half_closed_timeout=half_closed)
+    whole, half = rig.relay(), rig.relay()
+    half.client.finish()
+    assert await half.remote.read_to_end() == b""
+    limited, free = (whole, half) if idle else (half, whole)
+    assert (await rig.ended())[0] is limited.flow
+    await asyncio.sleep(LATER)
+    await free.remote.send(b"x")
+    assert await free.client.read(1) == b"x"
+    assert len(rig.ends) == 1

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from fastsocks import cli
 from fastsocks.config import ENGINES, RELAYS
 
 PATIENCE = 15.0
-SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 ANYWHERE = ("--listen", "127.0.0.1:0")
 
 
@@ -49,18 +46,16 @@ def refused(monkeypatch, capsys) -> Callable[..., str]:
 
 
 @pytest.fixture
-def fails() -> Callable[..., str]:
+def fails(command, environment) -> Callable[..., str]:
     """``fails(1, "--listen", "192.0.2.1:80")``: the one line of a process of its own."""
 
     def run(status: int, *arguments: str | bytes, **variables: str) -> str:
-        command = [sys.executable, "-m", "fastsocks", *arguments]
-        plain = os.environ | {"PYTHONPATH": SOURCE, "LC_ALL": "C.UTF-8"}
         try:
             ended = subprocess.run(
-                command,
+                command(*arguments),
                 capture_output=True,
                 stdin=subprocess.DEVNULL,
-                env=plain | variables,
+                env=environment(**variables),
                 timeout=PATIENCE,
             )
         except subprocess.TimeoutExpired as running:
@@ -284,17 +279,18 @@ def test_zone_that_does_not_exist(fails):
     assert "Unknown error" not in told
 
 
-def test_native_engine_where_there_is_none(tmp_path):
+def test_native_engine_where_there_is_none(tmp_path, command, environment):
     """A source tree that was never compiled: named, with what would work instead."""
     package = tmp_path / "fastsocks"
-    for file in Path(SOURCE, "fastsocks").rglob("*.py"):
-        copy = package / file.relative_to(Path(SOURCE, "fastsocks"))
+    source = Path(cli.__file__).parent
+    for file in source.rglob("*.py"):
+        copy = package / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
     ended = subprocess.run(
-        [sys.executable, "-m", "fastsocks", *ANYWHERE, "--engine", "native"],
+        command(*ANYWHERE, "--engine", "native"),
         capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=environment(PYTHONPATH=str(tmp_path)),
         timeout=PATIENCE,
         text=True,
     )

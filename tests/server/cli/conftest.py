@@ -1,0 +1,182 @@
+# What the tests of the command line share: fastsocks as a process of its own, with the
+# lines it wrote and what everyone may see of its arguments, and a remote to reach by it.
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# To come up or to end, on a machine that is busy elsewhere.
+PATIENCE = 30.0
+SOURCE = str(Path(__file__).resolve().parents[3] / "src")
+
+
+def environment(**more: str) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if name != "FASTSOCKS_PASSWORD"}
+    return plain | {"PYTHONPATH": SOURCE, "LC_ALL": "C.UTF-8"} | more
+
+
+def command(*arguments: str | bytes) -> list[str | bytes]:
+    return [sys.executable, "-m", "fastsocks", *arguments]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.01)
+
+
+class Proxy:
+    """A running fastsocks."""
+
+    def __init__(self, log: Path, *arguments: str, **variables: str) -> None:
+        self._log = log
+        with log.open("wb") as sink:
+            self.process = subprocess.Popen(
+                command(*arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=sink,
+                env=environment(**variables),
+                text=True,
+            )
+        assert self.process.stdout is not None
+        self.ready = self.process.stdout.readline()
+        if not self.ready.startswith("fastsocks listening on "):
+            self.process.kill()
+            self.process.communicate()
+            pytest.fail(f"it is not ready, but says {self.ready!r} and {self.log()!r}")
+        places = self.ready.removeprefix("fastsocks listening on ").partition(" (")[0]
+        self.addresses = [
+            (host.strip("[]"), int(port))
+            for host, _, port in (place.rpartition(":") for place in places.split(", "))
+        ]
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def connect(self, which: int = 0) -> socket.socket:
+        return socket.create_connection(self.addresses[which], timeout=PATIENCE)
+
+    def refuses(self) -> bool:
+        with socket.socket() as knock:
+            return knock.connect_ex(self.addresses[0]) != 0
+
+    def arguments(self) -> list[bytes]:
+        """What everyone on the machine may see of them."""
+        return Path(f"/proc/{self.process.pid}/cmdline").read_bytes().split(b"\0")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+        self.ended()
+
+    def ended(self) -> None:
+        output, _ = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0, self.log()
+        assert output == "", "more than the one line"
+        assert "Traceback" not in self.log()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
+    """``start("-u", "me", FASTSOCKS_PASSWORD="...")``; ended with the test, by force."""
+    running: list[Proxy] = []
+
+    def run(*arguments: str, **variables: str) -> Proxy:
+        given = {argument[:2] for argument in arguments if argument != "--listen"} & {"-i", "-p"}
+        place = () if given or "--listen" in arguments else ("--listen", "127.0.0.1:0")
+        log = tmp_path / f"log-{len(running)}"
+        running.append(Proxy(log, *place, *arguments, **variables))
+        return running[-1]
+
+    yield run
+    for proxy in running:
+        if proxy.process.poll() is None:
+            proxy.process.kill()
+            proxy.process.communicate()
+
+
+@pytest.fixture
+def origin() -> Iterator[tuple[str, int, list[str]]]:
+    """(host, port, who came): sends everything back."""
+    peers: list[str] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, peer = listener.accept()
+                peers.append(peer[0])
+                with connection:
+                    while data := connection.recv(65536):
+                        connection.sendall(data)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield (*listener.getsockname(), peers)
+    listener.shutdown(socket.SHUT_RDWR)  # wakes accept, as close would not
+    listener.close()
+    thread.join(PATIENCE)
+
+
+def exactly(client: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := client.recv(size - len(data))):
+        data += more
+    return data
+
+
+def echoes(proxy: Proxy, origin, which: int = 0, login: tuple[bytes, bytes] | None = None) -> bool:
+    with proxy.connect(which) as client:
+        if login:
+            user, password = login
+            claim = b"\x01" + bytes((len(user),)) + user + bytes((len(password),)) + password
+            client.sendall(b"\x05\x01\x02" + claim)
+            assert exactly(client, 2) == b"\x05\x02"
+            assert exactly(client, 2) == b"\x01\x00"
+        else:
+            client.sendall(b"\x05\x01\x00")
+            assert exactly(client, 2) == b"\x05\x00"
+        client.sendall(b"\x05\x01\x00\x01\x7f\x00\x00\x01" + origin[1].to_bytes(2, "big"))
+        assert exactly(client, 10)[:2] == b"\x05\x00"
+        client.sendall(b"are you there?")
+        return exactly(client, 14) == b"are you there?"
+
+
+@pytest.fixture(scope="session", name="command")
+def command_fixture() -> Callable[..., list[str | bytes]]:
+    return command
+
+
+@pytest.fixture(scope="session", name="environment")
+def environment_fixture() -> Callable[..., dict[str, str]]:
+    """``environment(NAME="value")`` in which this source tree is what runs."""
+    return environment
+
+
+@pytest.fixture(scope="session", name="wait_until")
+def wait_until_fixture() -> Callable[..., None]:
+    return wait_until
+
+
+@pytest.fixture(scope="session", name="exactly")
+def exactly_fixture() -> Callable[..., bytes]:
+    """``exactly(sock, size)``: less only if the other end has finished."""
+    return exactly
+
+
+@pytest.fixture(scope="session", name="echoes")
+def echoes_fixture() -> Callable[..., bool]:
+    """``echoes(proxy, origin, which, login)``: a whole session, and its data came back."""
+    return echoes

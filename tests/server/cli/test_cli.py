@@ -1,0 +1,192 @@
+# The command line as its users have it: every flag, the line that is printed when the
+# proxy is ready, and where its password comes from and may be seen.
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from fastsocks import __version__
+
+SECRET = "s3cret-w0rd"
+FLAGS = [
+    *("--listen", "-i", "-p", "-u", "-P", "-b", "-q", "--open", "--password-file", "--version"),
+    *("--engine", "--relay", "--relay-threads", "--pipe-size", "--max-pipes", "--max-sessions"),
+    *("--handshake-timeout", "--connect-timeout", "--idle-timeout", "--half-closed-timeout"),
+    *("--grace", "--log-level"),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--relay", "auto"],
+        ["--relay", "copy"],
+        ["--relay", "splice"],
+        ["--relay-threads", "0"],
+        ["--relay-threads", "2"],
+        ["--relay-threads", "auto"],
+        ["--pipe-size", "65536", "--max-pipes", "3"],
+        ["--pipe-size", "256k", "--max-pipes", "0"],
+        ["--pipe-size", "1M"],
+        ["--handshake-timeout", "2.5", "--connect-timeout", "3", "--idle-timeout", "0"],
+        ["--half-closed-timeout", "1e3", "--grace", "1"],
+        ["--max-sessions", "10"],
+        ["--log-level", "warning"],
+        ["-q"],
+        ["--open"],
+    ],
+    ids=" ".join,
+)
+def test_flags(start, origin, engine_name, arguments, echoes):
+    proxy = start("--engine", engine_name, *arguments)
+    assert echoes(proxy, origin)
+    proxy.stop()
+
+
+def test_ready_line_says_it_all(start, engine_name):
+    proxy = start("--engine", engine_name, "--pipe-size", "128k", "--relay", "splice")
+    host, port = proxy.addresses[0]
+    assert proxy.ready.startswith(f"fastsocks listening on {host}:{port} (")
+    assert f"engine {engine_name}" in proxy.ready
+    assert "loop uvloop" in proxy.ready
+    assert f"curl -x socks5h://{host}:{port} " in proxy.ready
+    if engine_name == "native":
+        assert "splice" in proxy.ready
+        assert "128" in proxy.ready or str(128 << 10) in proxy.ready
+    else:
+        assert "copy" in proxy.ready
+    proxy.stop()
+
+
+def test_auto_is_an_engine_that_runs(start, origin, echoes):
+    proxy = start()
+    assert echoes(proxy, origin)
+    proxy.stop()
+
+
+def test_several_listeners(start, origin, engine_name, echoes):
+    places = ["--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--listen", "localhost:0"]
+    proxy = start("--engine", engine_name, *places)
+    assert [host for host, _ in proxy.addresses] == ["127.0.0.1", "::1", "127.0.0.1"]
+    assert all(echoes(proxy, origin, which) for which in range(3))
+    proxy.stop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host"),
+    [
+        (["-i", "127.0.0.2", "-p", "0"], "127.0.0.2"),
+        (["-p", "0"], "127.0.0.1"),
+        (["-i", "::1", "-p", "0"], "::1"),
+        (["-i", "0.0.0.0", "-p", "0", "--open"], "0.0.0.0"),
+        (["-i", "0.0.0.0", "-p", "0", "-u", "me", "-P", SECRET], "0.0.0.0"),
+        (["-p0", "-i127.0.0.1"], "127.0.0.1"),
+    ],
+)
+def test_microsocks_flags(start, arguments, host):
+    proxy = start(*arguments)
+    assert proxy.addresses[0][0] == host
+    proxy.connect().close()
+    proxy.stop()
+
+
+def test_source_address(start, origin, echoes):
+    proxy = start("-b", "127.0.0.4")
+    assert echoes(proxy, origin)
+    assert origin[2] == ["127.0.0.4"]
+    proxy.stop()
+
+
+def test_quiet_and_verbose(start, origin, echoes):
+    quiet, plain, verbose = start("-q"), start(), start("--log-level", "debug")
+    for proxy in (quiet, plain, verbose):
+        assert echoes(proxy, origin)
+        with proxy.connect() as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert stranger.recv(8) == b"HTTP/1.1"
+        proxy.stop()
+    assert quiet.log() == ""
+    assert "HTTP client" in plain.log()
+    assert f"127.0.0.1:{origin[1]}" not in plain.log()
+    assert f"127.0.0.1:{origin[1]}" in verbose.log()
+
+
+def test_version(command, environment):
+    ended = subprocess.run(command("--version"), capture_output=True, env=environment())
+    assert (ended.returncode, ended.stdout) == (0, f"fastsocks {__version__}\n".encode())
+
+
+def test_help_names_every_flag(command, environment):
+    ended = subprocess.run(command("--help"), capture_output=True, env=environment(), text=True)
+    assert ended.returncode == 0
+    for flag in FLAGS:
+        assert flag in ended.stdout, flag
+
+
+# -- passwords ---------------------------------------------------------------
+
+
+def test_password_from_a_file(start, origin, tmp_path, echoes):
+    file = tmp_path / "password"
+    file.write_bytes(f"{SECRET} \u00e4\r\nsecond line\n".encode())
+    proxy = start("-u", "me", "--password-file", str(file))
+    assert echoes(proxy, origin, login=(b"me", f"{SECRET} \u00e4".encode()))
+    proxy.stop()
+
+
+def test_password_from_the_environment(start, origin, echoes):
+    proxy = start("-u", "me", FASTSOCKS_PASSWORD=SECRET)
+    assert echoes(proxy, origin, login=(b"me", SECRET.encode()))
+    proxy.stop()
+
+
+def test_password_in_argv_wins(start, origin, echoes):
+    proxy = start("-u", "me", "-P", SECRET, FASTSOCKS_PASSWORD="another")
+    assert echoes(proxy, origin, login=(b"me", SECRET.encode()))
+    proxy.stop()
+
+
+def test_environment_without_a_user_means_nothing(start, origin, echoes):
+    proxy = start(FASTSOCKS_PASSWORD=SECRET)
+    assert echoes(proxy, origin)
+    proxy.stop()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-u", "me", "-P", SECRET],
+        ["-u", "me", f"-P{SECRET}"],
+        ["-P", SECRET, "-u", "me"],
+        ["-u", f"me-{SECRET}-too", "-P", SECRET],  # the user's name may hold the password
+        ["-u", "me", f"-qP{SECRET}"],
+        ["-u", "me", "-P", "fast"],  # as the program's own name does
+        ["-u", "me", "-P", "p\u00e4ssword"],
+    ],
+    ids=" ".join,
+)
+def test_password_is_wiped_from_argv(start, origin, arguments, echoes):
+    user = arguments[arguments.index("-u") + 1]
+    secret = arguments[-1].partition("P")[2] or arguments[-1]
+    secret = SECRET if SECRET in "".join(arguments) else secret
+    proxy = start(*arguments)
+    shown = proxy.arguments()
+    assert not [one for one in shown if one in (secret.encode(), b"-P" + secret.encode())]
+    assert not [one for one in shown if one.endswith(b"P" + secret.encode())]
+    assert user.encode() in shown, "more than the password was wiped"
+    assert b"fastsocks" in shown
+    assert echoes(proxy, origin, login=(user.encode(), secret.encode()))
+    proxy.stop()
+
+
+def test_without_uvloop(start, origin, engine_name, tmp_path, echoes, environment):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvloop'] = None\n")
+    source = environment()["PYTHONPATH"]
+    proxy = start("--engine", engine_name, PYTHONPATH=f"{tmp_path}{os.pathsep}{source}")
+    assert "loop asyncio" in proxy.ready
+    assert echoes(proxy, origin)
+    proxy.stop()

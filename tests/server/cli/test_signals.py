@@ -1,0 +1,112 @@
+# How the program ends: SIGTERM and SIGINT stop accepting, let sessions finish for the
+# grace period, and exit 0 whatever was under way.
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+
+import pytest
+
+PATIENCE = 30.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_an_idle_proxy(start, engine_name, number):
+    proxy = start("--engine", engine_name)
+    proxy.stop(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_lets_a_download_finish(start, engine_name, number, exactly, wait_until):
+    data, go_on = os.urandom(1 << 20), threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.sendall(data)
+            go_on.wait(PATIENCE)
+            connection.sendall(data)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    proxy = start("--engine", engine_name, "--grace", "60")
+    with proxy.connect() as client:
+        client.sendall(b"\x04\x01" + listener.getsockname()[1].to_bytes(2, "big") + b"\x7f\0\0\1\0")
+        assert exactly(client, 8)[:2] == b"\x00\x5a"
+        assert exactly(client, len(data)) == data
+        proxy.process.send_signal(number)
+        wait_until(proxy.refuses, "new clients are refused")
+        assert proxy.process.poll() is None
+        go_on.set()
+        assert exactly(client, len(data) + 1) == data
+    proxy.ended()
+    thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize("hurry", ["the grace ends", "a second signal"])
+def test_what_does_not_finish_is_cut_off(start, engine_name, origin, hurry, wait_until):
+    proxy = start("--engine", engine_name, "--grace", "0.3" if hurry == "the grace ends" else "60")
+    with proxy.connect() as client:
+        client.sendall(b"\x04\x01" + origin[1].to_bytes(2, "big") + b"\x7f\0\0\1\0")
+        assert client.recv(8)[:2] == b"\x00\x5a"
+        proxy.process.send_signal(signal.SIGTERM)
+        wait_until(proxy.refuses, "new clients are refused")
+        if hurry == "a second signal":
+            proxy.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    proxy.ended()
+
+
+def test_signal_while_a_name_is_resolved(start, engine_name, tmp_path, exactly, environment):
+    """A resolver that hangs keeps no program from ending."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket, time\n"
+        "def hang(*arguments, **more):\n"
+        "    if arguments[0] == 'slow.example': time.sleep(3600)\n"
+        "    return real(*arguments, **more)\n"
+        "real, socket.getaddrinfo = socket.getaddrinfo, hang\n"
+    )
+    source = environment()["PYTHONPATH"]
+    path = f"{tmp_path}{os.pathsep}{source}"
+    proxy = start("--engine", engine_name, "--grace", "0.2", PYTHONPATH=path)
+    with proxy.connect() as client:
+        client.sendall(b"\x05\x01\x00\x05\x01\x00\x03\x0cslow.example\x00\x50")
+        assert exactly(client, 2) == b"\x05\x00"
+        proxy.stop()
+
+
+def test_a_reader_who_is_gone_is_no_reason_to_stop(tmp_path, command, environment, wait_until):
+    """fastsocks | head: standard output is a pipe that nobody reads."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = probe.getsockname()
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with (tmp_path / "log").open("wb") as sink:
+        process = subprocess.Popen(
+            command("--listen", f"{place[0]}:{place[1]}"),
+            stdin=subprocess.DEVNULL,
+            stdout=write_end,
+            stderr=sink,
+            env=environment(),
+        )
+    os.close(write_end)
+    try:
+
+        def answers() -> bool:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            with socket.socket() as knock:
+                return knock.connect_ex(place) == 0
+
+        wait_until(answers, "it listens")
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+        assert "Error" not in (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
