@@ -50,7 +50,7 @@ class Server:
             raise ConfigError(str(error).replace("Config.__init__()", "Server()")) from None
         self.addresses: list[Listener] = []
         self.engine: Engine | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Conn, asyncio.Task[None]] = {}
         self._quiet = QuietLog(log)
 
     async def __aenter__(self) -> Server:
@@ -100,16 +100,17 @@ class Server:
         # The engine reports ends of sessions, not of refused clients: so it is asked.
         while engine.sessions and self._loop.time() < deadline:  # noqa: ASYNC110  # noqa: ASYNC110
             await asyncio.sleep(STOP_POLL)
-        tasks = list(self._tasks)
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()  # of those that were cancelled before they began
         self.engine = None
         engine.close()
         self._resolver.close()
 
     def _on_client(self, client: Conn) -> None:
-        self._tasks.add(self._loop.create_task(self._serve(client)))
+        self._tasks[client] = self._loop.create_task(self._serve(client))
 
     async def _serve(self, client: Conn) -> None:
         try:
@@ -118,8 +119,7 @@ class Server:
             log.exception("session of %s ended by an error in fastsocks", endpoint(*client.peer))
         finally:
             # A done callback would cost every session one more turn of the loop.
-            if task := asyncio.current_task():
-                self._tasks.discard(task)
+            self._tasks.pop(client, None)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
         if log.isEnabledFor(logging.DEBUG):
