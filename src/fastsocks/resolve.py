@@ -53,9 +53,10 @@ class Resolver:
         self._pending += 1
         self._asked += 1
         self._waiting.put(question)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(budget, question.expire) if budget else None
         try:
-            async with asyncio.timeout(budget or None):
-                return await question.answer
+            return await question.answer
         except TimeoutError:
             raise DialError(
                 f"no answer for {name} in {budget:g} s", Reply.HOST_UNREACHABLE
@@ -63,6 +64,8 @@ class Resolver:
         except OSError as error:
             raise DialError(f"{name}: {error.strerror}", Reply.HOST_UNREACHABLE) from None
         finally:
+            if timer is not None:
+                timer.cancel()
             self._pending -= 1
 
     def close(self) -> None:
@@ -84,6 +87,10 @@ class _Question:
         self._port = port
         self._loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[list[Address]] = self._loop.create_future()
+
+    def expire(self) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(TimeoutError())
 
     def ask(self) -> None:
         """On a resolver thread. A name nobody waits for any more is not looked up."""

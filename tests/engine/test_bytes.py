@@ -163,11 +163,17 @@ async def test_a_busy_stream_leaves_others_their_turn(make_engine, bulk):
     """While one session streams without a pause, another one's small messages go through."""
     rig = make_engine()
     small = rig.relay()
-    streaming = asyncio.ensure_future(bulk.exchange(rig.relay(), up=512 * MIB, down=512 * MIB))
-    trips = 0
-    while not streaming.done():
+    enough = asyncio.Event()
+
+    async def stream() -> None:
+        while not enough.is_set():
+            await bulk.exchange(rig.relay(), up=64 * MIB, down=64 * MIB)
+
+    streaming = asyncio.ensure_future(stream())
+    for _ in range(50):
+        before = rig.moved()
         await small.client.send(b"ping")
         assert await small.remote.read(4) == b"ping"
-        trips += 1
+        await rig.until(lambda before=before: rig.moved() > before + 4, "the stream goes on")
+    enough.set()
     await streaming
-    assert trips >= 20

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import socket
+import threading
 
 import pytest
 
@@ -106,7 +109,7 @@ async def test_an_address_that_swallows_packets_leaves_time_for_the_next(
     """The black hole gets half of the budget, not all of it."""
     names.answers["slow.example"] = ["127.0.0.1", "127.0.0.5"]
     origin = await remote(host="127.0.0.5", port=black_hole.port)
-    async with serve(connect_timeout=2.0) as server:
+    async with serve(connect_timeout=4.0) as server:
         client = await dial(server)
         assert (await client.connect("slow.example", origin.port))[1] == 0
         assert await client.echoes()
@@ -234,10 +237,23 @@ async def test_too_many_questions_are_refused_at_once(
         await ledger.balance()
 
 
-async def test_stop_does_not_wait_for_a_resolver(serve, dial, say, names, until):
+@pytest.mark.parametrize(
+    "answer", [["127.0.0.1"], socket.gaierror(socket.EAI_NONAME, "not known")], ids=["there", "not"]
+)
+async def test_stop_does_not_wait_for_a_resolver(serve, dial, say, names, until, caplog, answer):
+    """Nor does its answer trouble anyone when it comes at last."""
     names.hang("slow.example")
+    names.answers["slow.example"] = answer
     async with serve(connect_timeout=0) as server:
         client = await dial(server)
         await client.send(say.no_login + say.socks5("slow.example", 80))
         await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
     assert await client.ended()
+    names.release()
+    await until(
+        lambda: not any(thread.name == "fastsocks-dns" for thread in threading.enumerate()),
+        "its threads end",
+    )
+    await client.seen()
+    gc.collect()  # an error that nobody took is told by the garbage collector
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
