@@ -358,7 +358,7 @@ class Names:
             self._released.wait(PATIENCE * 3)
         answer = self.answers.get(host, socket.gaierror(socket.EAI_NONAME, "not known"))
         if isinstance(answer, Exception):
-            raise answer
+            raise type(answer)(*answer.args)  # a new one, or it would keep all it has seen alive
         return [
             entry
             for address in answer
