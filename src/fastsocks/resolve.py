@@ -66,6 +66,7 @@ class Resolver:
         finally:
             if timer is not None:
                 timer.cancel()
+            question.answer.cancel()  # nobody waits for it any more; done ones do not mind
             self._pending -= 1
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import socket
 import threading
@@ -349,21 +350,33 @@ async def test_stop_returns_when_the_last_refused_one_has_left(
 
 
 async def test_stop_kills_what_has_not_finished_in_time(
-    serve, dial, echo, books, names, say, until
+    serve, dial, echo, names, say, black_hole, until, caplog
 ):
+    """Whatever it waits for: and what it waited for troubles nobody afterwards."""
+    gc.collect()
+    caplog.clear()
     names.hang("slow.example")
     async with serve() as server:
-        relayed, silent, resolving = await dial(server), await dial(server), await dial(server)
+        relayed = await dial(server)
         await relayed.connect("127.0.0.1", echo.port)
         assert await relayed.echoes()
-        await resolving.send(say.no_login + say.socks5("slow.example", 80))
+        others = [await dial(server) for _ in range(5)]
+        await others[1].send(b"\x05")
+        await others[2].ask(b"\x05\x01\x00", 2)
+        await others[3].send(say.no_login + say.socks5(black_hole.host, black_hole.port))
+        await others[4].send(say.no_login + say.socks5("slow.example", 80))
         await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
-        await until(lambda: server.sessions == 3, "all are accepted")
+        await until(lambda: black_hole.waiting() == 1, "the proxy is connecting")
+        await until(lambda: server.sessions == 6, "all are accepted")
         await server.stop(0.2)
         with pytest.raises(ConnectionResetError):
             await relayed.to_end()
-        assert await silent.ended()
-        assert await resolving.ended()
+        for client in others:
+            assert await client.ended()
+    assert black_hole.waiting() == 0
+    await relayed.seen()
+    gc.collect()  # an error that nobody took is told by the garbage collector
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_stop_can_be_cancelled_and_repeated(serve, dial, echo, until):
