@@ -446,7 +446,7 @@ cdef void pair_set_timer(Relay *relay, Pair *pair) noexcept nogil:
 cdef uint64_t pair_limit(Relay *relay, Pair *pair) noexcept nogil:
     """How long this pair may rest, in ms; 0 for as long as it likes."""
     cdef bint half = pair.dir[UP].state == DONE or pair.dir[DOWN].state == DONE
-    return relay.half_ms if half and relay.half_ms else relay.idle_ms
+    return relay.half_ms if half else relay.idle_ms
 
 
 cdef void pair_queue(Relay *relay, Pair *pair) noexcept nogil:
@@ -584,7 +584,7 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
             return
         pair = <Pair *>timer.owner
         limit = pair_limit(relay, pair)
-        if pair.active_ms + limit > relay.now_ms:
+        if limit == 0 or pair.active_ms + limit > relay.now_ms:
             pair_set_timer(relay, pair)
         elif pair.dir[UP].state == DONE or pair.dir[DOWN].state == DONE:
             pair_end(relay, pair, HALF_CLOSED, ETIMEDOUT)

@@ -28,16 +28,17 @@ def sanitized(tmp_path_factory):
     shutil.copytree(ROOT / "src", tree / "src", ignore=built)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
+    target = tree / "built"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     build = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"],
-        cwd=tree,
+        [*pip, "--no-deps", "--target", str(target), str(tree)],
         env={**os.environ, "FASTSOCKS_SANITIZE": "thread"},
         capture_output=True,
         text=True,
         timeout=110,
     )
     assert build.returncode == 0, build.stdout + build.stderr
-    return tree / "src"
+    return target
 
 
 @pytest.fixture(scope="module")
