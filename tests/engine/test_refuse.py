@@ -64,7 +64,7 @@ async def introduced_client(rig):
 
 
 async def test_a_client_that_stays_is_closed_after_a_while(make_engine):
-    rig = make_engine(linger_timeout=0.3)
+    rig = make_engine(linger_timeout=0.3, handshake_timeout=0)
     _client, conn = await introduced_client(rig)
     conn.refuse(WORDS)
     assert rig.engine.sessions == 1
@@ -72,7 +72,7 @@ async def test_a_client_that_stays_is_closed_after_a_while(make_engine):
 
 
 async def test_a_client_that_goes_on_sending_is_closed_after_a_while(make_engine):
-    rig = make_engine(linger_timeout=0.3)
+    rig = make_engine(linger_timeout=0.3, handshake_timeout=0)
     client, conn = await introduced_client(rig)
     conn.refuse(WORDS)
 
@@ -87,7 +87,7 @@ async def test_a_client_that_goes_on_sending_is_closed_after_a_while(make_engine
 
 
 async def test_a_client_that_goes_on_slowly_is_closed_after_a_while(make_engine):
-    rig = make_engine(linger_timeout=0.3)
+    rig = make_engine(linger_timeout=0.3, handshake_timeout=0)
     client, conn = await introduced_client(rig)
     conn.refuse(WORDS)
 
