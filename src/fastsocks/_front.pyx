@@ -111,8 +111,7 @@ cdef class Outcome:
     """What recv, send and dial return: often over before anybody awaits it.
 
     A future as asyncio.Task knows them, but one that resumes its Task in the turn
-    of the event itself: no handle, no call_soon, no further turn of the loop
-    (measured: a third of what a suspension costs in Python).
+    of the event itself: no handle, no call_soon, no further turn of the loop.
     """
 
     cdef public bint _asyncio_future_blocking
@@ -1123,8 +1122,8 @@ cdef class Engine:
 cdef int connect_now(int fd, sockaddr *address, socklen_t length) noexcept nogil:
     """0, EINPROGRESS or why not. To a remote on this machine the handshake is over
     before the first connect() returns, though it says EINPROGRESS; asking once more
-    spares those sessions a registration, an event and a turn of the loop (measured:
-    5 % of a short session's CPU), and costs the others a tenth of a microsecond."""
+    spares those sessions a registration, an event and a turn of the loop, and costs
+    the others one more system call."""
     if connect(fd, address, length) == 0:
         return 0
     if errno != EINPROGRESS:

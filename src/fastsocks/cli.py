@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     raise_descriptor_limit()
-    # What is imported by now stays: without it a full collection is a tenth as long.
+    # What is imported by now stays: no collection need look at it again.
     gc.freeze()
     factory, loop_name = choose_loop()
     try:

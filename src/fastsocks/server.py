@@ -15,7 +15,6 @@ from typing import Any
 from fastsocks import engine as engines
 from fastsocks.auth import Users
 from fastsocks.config import Config, Listener
-from fastsocks.course import Course
 from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, End, Engine
 from fastsocks.errors import ConfigError
@@ -51,7 +50,7 @@ class Server:
             raise ConfigError(str(error).replace("Config.__init__()", "Server()")) from None
         self.addresses: list[Listener] = []
         self.engine: Engine | None = None
-        self._courses: set[Course] = set()
+        self._tasks: dict[Conn, asyncio.Task[None]] = {}
         self._quiet = QuietLog(log)
 
     async def __aenter__(self) -> Server:
@@ -101,20 +100,26 @@ class Server:
         # The engine reports ends of sessions, not of refused clients: so it is asked.
         while engine.sessions and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(STOP_POLL)
-        for course in tuple(self._courses):
-            course.close()
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()  # of those that were cancelled before they began
         self.engine = None
         engine.close()
         self._resolver.close()
 
     def _on_client(self, client: Conn) -> None:
-        Course(self._serve(client), self._courses).advance()
+        self._tasks[client] = self._loop.create_task(self._serve(client))
 
     async def _serve(self, client: Conn) -> None:
         try:
             await self._session.run(client)
         except Exception:
             log.exception("session of %s ended by an error in fastsocks", endpoint(*client.peer))
+        finally:
+            # A done callback would cost every session one more turn of the loop.
+            self._tasks.pop(client, None)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
         if log.isEnabledFor(logging.DEBUG):

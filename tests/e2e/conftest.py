@@ -348,7 +348,7 @@ def has_ipv6() -> bool:
 def ipv6(has_ipv6: bool) -> str:
     """The IPv6 loopback address, for tests that make no sense without it."""
     if not has_ipv6:
-        pytest.skip("this machine has no IPv6 loopback")
+        _missing("the IPv6 loopback address", "enable IPv6 on lo")
     return "::1"
 
 
