@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from processes import Load, Server, Unmeasured, cpu_seconds, resident_bytes
-from systems import LOAD, Kind, Setting, System, new_directory
+from systems import Kind, Setting, System, new_directory, program
 from workloads import Outcome, Workload
 
 # Each run has its server and its origins on ports of their own: no run meets the TIME_WAITs of the
@@ -21,9 +21,11 @@ _ports = count(FIRST_PORT, PORTS_EACH)
 
 
 def measure(system: System, workload: Workload, seconds: float, *, unprivileged: bool) -> Outcome:
+    if workload.program == "udp" and system.kind is Kind.RELAY:
+        raise Unmeasured("it relays TCP only")
     with ExitStack() as stack:
         directory = stack.enter_context(new_directory())
-        origins = [_start_origin(stack) for _ in range(2 if workload.beside else 1)]
+        origins = [_start_origin(stack, workload) for _ in range(2 if workload.beside else 1)]
         setting = Setting(_next_port(), origins, Path(directory), unprivileged)
         server = None
         if system.kind is not Kind.NOTHING:
@@ -45,8 +47,8 @@ def _next_port() -> int:
     return port
 
 
-def _start_origin(stack: ExitStack) -> dict[str, int]:
-    origin = stack.enter_context(Load(str(LOAD), "origin", limit=900))
+def _start_origin(stack: ExitStack, workload: Workload) -> dict[str, int]:
+    origin = stack.enter_context(Load(program(workload.program), "origin", limit=900))
     ports: dict[str, int] = json.loads(origin.line())
     return ports
 
@@ -105,7 +107,8 @@ class _Run:
     def _client(self, origin: int, *arguments: object) -> Load:
         where = self.system.client_arguments(self.setting, origin)
         everything = ("client", *where, "--seconds", self.seconds, *arguments)
-        return self.stack.enter_context(Load(str(LOAD), *everything, limit=self.seconds + 120))
+        generator = program(self.workload.program)
+        return self.stack.enter_context(Load(generator, *everything, limit=self.seconds + 120))
 
     def _cpu(self) -> float:
         return cpu_seconds(self.server.pid) if self.server else 0.0

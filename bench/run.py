@@ -22,7 +22,7 @@ import namespace
 from measure import measure
 from processes import Unmeasured
 from report import Figures, Verdict, count_errors, judge, lay_out, summarise
-from systems import SYSTEMS, Kind, System, compile_load, named
+from systems import SYSTEMS, Kind, System, compile_generators, named
 from workloads import ALL, Outcome, Workload
 
 
@@ -94,7 +94,7 @@ def main() -> int:
             "--unprivileged changes nothing: you are not root, so the limits apply as it is"
         )
         options.unprivileged = False
-    compile_load()
+    compile_generators()
     systems = []
     for system in options.systems:
         if reason := system.missing():

@@ -20,7 +20,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BUILD = HERE / ".build"
-LOAD = BUILD / "load"
 GO_PATH = Path("/usr/share/gocode")
 ROLES = ("source", "sink", "echo")
 TARGETS = [f"127.0.2.{n}" for n in range(1, 17)]  # the origin's addresses, as in load.c
@@ -251,11 +250,18 @@ def new_directory() -> tempfile.TemporaryDirectory[str]:
     return directory
 
 
-def compile_load() -> None:
+def program(name: str) -> str:
+    return str(BUILD / name)
+
+
+def compile_generators() -> None:
     BUILD.mkdir(exist_ok=True)
-    source = HERE / "load.c"
-    if not LOAD.exists() or LOAD.stat().st_mtime < source.stat().st_mtime:
+    for name in ("load", "udp"):
+        sources = [HERE / f"{name}.c", HERE / "common.h"]
+        built = BUILD / name
+        if built.exists() and built.stat().st_mtime > max(s.stat().st_mtime for s in sources):
+            continue
         compiler = os.environ.get("CC", "gcc")
         subprocess.run(
-            [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-o", LOAD, source], check=True
+            [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-o", built, sources[0]], check=True
         )

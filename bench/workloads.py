@@ -43,6 +43,7 @@ class Workload:
     beside: tuple[object, ...] = ()  # of a second client, with an origin of its own
     alone_first: bool = False  # measure the main client without the second one as well
     idle: bool = False
+    program: str = "load"  # the load generator: load.c or udp.c
 
 
 def _rate(
@@ -78,6 +79,53 @@ def _bulk(way: str, flows: int) -> Workload:
         ),
         bars=(Bar("rate", 8, "fastsocks-python"), Bar("cpu", 1.2, "haproxy")),
         reference="haproxy",
+    )
+
+
+def _lost(group: str) -> Callable[[Outcome], float]:
+    def of(outcome: Outcome) -> float:
+        figures = outcome["main"][group]
+        return 100.0 * figures["lost"] / max(1, figures["lost"] + figures["count"])
+
+    return of
+
+
+def _udp_rr(size: int, associations: int) -> Workload:
+    return Workload(
+        name=f"udp-{size}-{associations}",
+        title=f"UDP ASSOCIATE: {size}-byte datagrams and back,"
+        f" {associations} association{'s' * (associations > 1)}, 16 on their way in each",
+        program="udp",
+        main=("--rr", associations, "--bytes", size, "--window", 16),
+        metrics=(
+            Metric("rate", "round trips/s", True, _rate("rr")),
+            # Two datagrams pass the proxy in a round trip.
+            Metric("cpu", "CPU us/datagram", False, _cpu_per("rr", "count", 0.5e6)),
+            Metric("p99", "us p99", False, _latency("rr", "p99_us")),
+            Metric("lost", "% lost", False, _lost("rr")),
+        ),
+        bars=(
+            Bar("rate", 1.3, "SOCKS peers"),
+            Bar("cpu", 0.75, "SOCKS peers"),
+            Bar("rate", 10, "fastsocks-python"),
+        ),
+        reference="dante",
+    )
+
+
+def _udp_bulk(way: str) -> Workload:
+    return Workload(
+        name=f"udp-bulk-{way}",
+        title=f"UDP ASSOCIATE: a stream of 1,200-byte datagrams {way}, 64 on their way",
+        program="udp",
+        main=(f"--{way}", 1, "--bytes", 1200, "--window", 64),
+        metrics=(
+            Metric("rate", "GB/s", True, _rate(way, "bytes", scale=1e9)),
+            Metric("cpu", "CPU s/GB", False, _cpu_per(way, "bytes", 1e9)),
+            Metric("lost", "% lost", False, _lost(way)),
+        ),
+        bars=(Bar("rate", 1.3, "SOCKS peers"), Bar("cpu", 0.75, "SOCKS peers")),
+        reference="dante",
     )
 
 
@@ -177,4 +225,10 @@ ALL = (
         bars=(Bar("times", 2.0),),
         reference=None,
     ),
+    _udp_rr(64, 1),
+    _udp_rr(64, 8),
+    _udp_rr(1200, 1),
+    _udp_rr(1200, 8),
+    _udp_bulk("up"),
+    _udp_bulk("down"),
 )
