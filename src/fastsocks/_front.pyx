@@ -933,10 +933,10 @@ cdef class Engine:
             "spliced": 0, "copied": 0, "pipes": 0, "pipes_refused": 0, "slots": 0,
         }
         for i in range(self.relay_count):
-            totals["spliced"] += read_u64(&self.relays[i].stats.spliced)
-            totals["copied"] += read_u64(&self.relays[i].stats.copied)
-            totals["pipes"] += read_u64(&self.relays[i].stats.pipes)
-            totals["pipes_refused"] += read_u64(&self.relays[i].stats.refused)
+            totals["spliced"] += load_u64(&self.relays[i].stats.spliced)
+            totals["copied"] += load_u64(&self.relays[i].stats.copied)
+            totals["pipes"] += load_u64(&self.relays[i].stats.pipes)
+            totals["pipes_refused"] += load_u64(&self.relays[i].stats.refused)
             totals["slots"] += self.relays[i].pairs
         return totals
 
