@@ -40,9 +40,10 @@ IMPURE = {
     "time",
     "uvloop",
 }
-STAGES = {"auth", "resolve", "dial"}
-# Who may know which stage: the session runs them, the server makes them, dial resolves.
-STAGE_USERS = {"session": STAGES, "server": STAGES, "dial": {"resolve"}}
+STAGES = {"addresses", "auth", "resolve", "dial"}
+# Who may know which stage: the session runs them, the server makes them, dial resolves
+# and has each address judged.
+STAGE_USERS = {"session": STAGES, "server": STAGES, "dial": {"addresses", "resolve"}}
 # Modules in C are the native engine, however many it is cut into.
 ENGINES = {"pure", *(path.stem for path in CYTHON if path.suffix == ".pyx")}
 MACHINES = {"proto.socks4", "proto.socks5", "proto.foreign"}

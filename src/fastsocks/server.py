@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastsocks import engine as engines
+from fastsocks.addresses import Judge
 from fastsocks.auth import Users
 from fastsocks.config import Config, Listener
 from fastsocks.dial import Dialer
@@ -20,7 +21,7 @@ from fastsocks.engine import Conn, End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
 from fastsocks.quiet import QuietLog
-from fastsocks.resolve import Resolver
+from fastsocks.resolve import Resolver, family_of
 from fastsocks.session import Session
 
 log = logging.getLogger("fastsocks")
@@ -71,11 +72,13 @@ class Server:
             for sock in listeners:
                 sock.close()
             raise
+        self.addresses = [sock.getsockname()[:2] for sock in listeners]
         self._resolver = Resolver()
-        dialer = Dialer(self.engine, self._resolver, config.connect_timeout, config.source)
+        sources = {family_of(config.source): config.source} if config.source else {}
+        judge = Judge((), self.addresses)
+        dialer = Dialer(self.engine, self._resolver, judge, config.connect_timeout, sources)
         self._session = Session(self.engine, Users(config.users), dialer, self._quiet)
         self._loop = loop
-        self.addresses = [sock.getsockname()[:2] for sock in listeners]
         for sock in listeners:
             self.engine.listen(sock, self._on_client)
 

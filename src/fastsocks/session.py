@@ -7,13 +7,22 @@ client. It must not know how bytes move (engine) or what they look like (proto).
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastsocks.auth import Users
 from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, Engine
-from fastsocks.errors import AuthError, ClientGone, ProtocolError, Reply, SocksError
+from fastsocks.errors import (
+    AuthError,
+    ClientGone,
+    DialError,
+    ProtocolError,
+    Reply,
+    SocksError,
+    reply_for,
+)
 from fastsocks.flow import Flow, endpoint
 from fastsocks.proto import foreign, wire
 from fastsocks.proto.machine import Credentials, Machine, Methods
@@ -54,7 +63,13 @@ class Session:
             client.deadline(0)
             flow.target = endpoint(request.host, request.port)
             self._decide(request)
-            remote = await self._dialer.dial(client, request.host, request.port, request.is_name)
+            try:
+                remote = await self._dialer.dial(
+                    client, flow.client[0], request.host, request.port, request.is_name
+                )
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                raise DialError(f"connect: {reason}", reply_for(error)) from None
             try:
                 await client.send(machine.granted(*remote.sockname))
             except BaseException:
