@@ -79,9 +79,11 @@ class Users:
         passwords: Mapping[str, str],
         path: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._passwords = {user.encode(): secret.encode() for user, secret in passwords.items()}
         self._clock = clock
+        self._sleep = sleep
         self._back_off = BackOff(clock)
         self._path = path
         self._hashes: dict[bytes, str] = {}
@@ -117,10 +119,10 @@ class Users:
         host = client[0]
         wait = self._back_off.wait(host)
         if wait is None:
-            await asyncio.sleep(LONGEST_WAIT)
+            await self._sleep(LONGEST_WAIT)
             raise AuthError("too many failed logins from this address")
         if wait:
-            await asyncio.sleep(wait)
+            await self._sleep(wait)
         if self._knows(user, password):
             granted = True
         elif stored := self._hashes.get(user, self._decoy):

@@ -69,7 +69,10 @@ ACCEPTED = "must be $scrypt$ (fastsocks passwd makes it), $argon2id$ or bcrypt (
 
 
 def hash_password(secret: bytes) -> str:
-    """A new PHC string, with a salt of its own. Takes 16 MiB and about 45 ms."""
+    """A new PHC string, with a salt of its own. Takes 16 MiB and about 45 ms. ValueError
+    for a secret with a NUL, which not every scheme could tell from another one."""
+    if b"\0" in secret:
+        raise ValueError("the password must have no NUL octet")
     salt = os.urandom(SALT_OCTETS)
     digest = _scrypt(secret, salt, SCRYPT_LN, SCRYPT_R, SCRYPT_P, HASH_OCTETS)
     return f"$scrypt$ln={SCRYPT_LN},r={SCRYPT_R},p={SCRYPT_P}${_text(salt)}${_text(digest)}"
@@ -164,7 +167,9 @@ def _check_scrypt(stored: str, secret: bytes) -> bool:
     _, _, parameters, salt, digest = stored.split("$")
     ln, r, p = (int(pair.partition("=")[2]) for pair in parameters.split(","))
     expected = _octets(digest)
-    return hmac.compare_digest(_scrypt(secret, _octets(salt), ln, r, p, len(expected)), expected)
+    made = _scrypt(secret, _octets(salt), ln, r, p, len(expected))
+    # HMAC, inside, fills a key up with NULs: to it "x" and "x\0" are the same.
+    return hmac.compare_digest(made, expected) and not secret.endswith(b"\0")
 
 
 def _check_argon2(stored: str, secret: bytes) -> bool:
