@@ -147,7 +147,7 @@ class Users:
             log.error("%s; the users as they were stay in force", error)
             self._version = version  # so that it is told once
             return False
-        log.info("users %s: read again, %d users", self._path, len(fresh.hashes))
+        log.info("users %s: read again, with %d in it", self._path, len(fresh.hashes))
         return True
 
     def close(self) -> None:

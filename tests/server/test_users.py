@@ -389,7 +389,7 @@ async def test_a_mended_file_is_taken(users, world, file, hashed):
 def test_reload_tells_whether_it_worked(users, file, caplog):
     caplog.set_level("INFO")
     assert users.reload()
-    assert "2 users" in caplog.text
+    assert "with 2 in it" in caplog.text
     change(file, "alice:secret")
     assert not users.reload()
 
