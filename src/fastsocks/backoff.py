@@ -9,6 +9,7 @@ sleeps for nobody: it only says for how long.
 from __future__ import annotations
 
 import collections
+import functools
 import ipaddress
 import math
 import time
@@ -86,6 +87,10 @@ def pause(failures: int) -> float:
 
 
 def _network(host: str) -> str | bytes:
-    if ":" not in host:
-        return host
+    return _network_of_ipv6(host) if ":" in host else host
+
+
+# Reading an address takes longer than all the rest of a login that is remembered.
+@functools.lru_cache(maxsize=1024)
+def _network_of_ipv6(host: str) -> bytes:
     return ipaddress.IPv6Address(host.partition("%")[0]).packed[:8]
