@@ -24,7 +24,7 @@ static inline void count_u64(uint64_t *counter, uint64_t by)
 { __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + by,
                    __ATOMIC_RELAXED); }
 
-static inline uint64_t read_u64(uint64_t *counter)
+static inline uint64_t load_u64(uint64_t *counter)
 { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
 
 /* A list that many threads push to and one takes whole: with nobody popping

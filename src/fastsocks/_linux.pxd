@@ -9,7 +9,7 @@ cdef extern from "_compat.h" nogil:
     void store_u32(uint32_t *field, uint32_t value)
     bint swap_u32_if(uint32_t *field, uint32_t expected, uint32_t value)
     void count_u64(uint64_t *counter, uint64_t by)
-    uint64_t read_u64(uint64_t *counter)
+    uint64_t load_u64(uint64_t *counter)
     bint push_list(void **head, void *first, void **last_next)
     void *take_list(void **head)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
@@ -35,6 +37,10 @@ class Config:
 
     listen: Sequence[str] = ("127.0.0.1:1080",)
     users: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    users_file: str | os.PathLike[str] | None = None
+    authenticator: Callable[[Any, int, Any], Awaitable[bool]] | None = None
+    """auth.Authenticator"""
+    strict_methods: bool = False
     source: str | None = None
     open: bool = False
     engine: str = "auto"
@@ -77,7 +83,19 @@ class Config:
             for what, text in (("user name", user), ("password", password)):
                 if not is_credential(text):
                     raise ConfigError(f"users: a {what} must have 1 to 255 octets of UTF-8")
+        if self.users_file is not None and not os.fspath(self.users_file):
+            raise ConfigError("users_file: must name a file")
+        if self.authenticator is not None:
+            if not callable(self.authenticator):
+                raise ConfigError("authenticator: must be an async function")
+            if self.users or self.users_file is not None:
+                raise ConfigError("authenticator: decides alone; must not be given with users")
         self._check_not_open()
+
+    @property
+    def login_needed(self) -> bool:
+        """Whether a client has to say, in whatever way, who it is."""
+        return bool(self.users) or self.users_file is not None or self.authenticator is not None
 
     @property
     def listeners(self) -> list[Listener]:
@@ -99,7 +117,7 @@ class Config:
 
     def _check_not_open(self) -> None:
         """Most open proxies of the world are an accident of this kind."""
-        if self.users or self.open:
+        if self.login_needed or self.open:
             return
         for host, port in self.listeners:
             if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:

@@ -118,7 +118,8 @@ class Engine(Protocol):
     ) -> Awaitable[Conn]:
         """Connects to an IP literal (an IPv6 one may carry %scope). Raises
         OSError with the errno of connect(), ETIMEDOUT after ``timeout`` seconds,
-        and ClientGone when the client resets its connection meanwhile."""
+        and ClientGone when the client resets its connection meanwhile. Several may
+        be under way for one client; cancelling one closes its socket."""
 
     def relay(self, client: Conn, remote: Conn, flow: Any, early: bytes) -> int:
         """Takes both connections for good; ``early`` goes to the remote first.

@@ -56,6 +56,13 @@ class ClientGone(SocksError):
         super().__init__(reason, None)
 
 
+class RuleDenied(SocksError):
+    """The destination is one that this client may not reach."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, Reply.NOT_ALLOWED)
+
+
 class DialError(SocksError):
     """No connection to the remote could be made."""
 

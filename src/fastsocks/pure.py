@@ -55,6 +55,7 @@ class Conn:
         self.sock = sock
         self.peer = _endpoint(peer)
         self.counted = counted
+        self.dials: list[Conn] = []  # what is being dialled for this one
         self._handed_over = False
         self._fd = sock.fileno()
         self._waiters: list[asyncio.Future[None] | None] = [None, None]
@@ -121,6 +122,11 @@ class Conn:
                 self._unwatch(mode)
                 if not waiter.done():
                     waiter.set_exception(error)
+
+    def on_reset(self, _error: int) -> None:
+        """While remotes are dialled for this client: ends all attempts."""
+        for remote in tuple(self.dials):
+            remote.fail(ClientGone("reset its connection while the remote was dialled"))
 
     def shut(self, reset: bool = False) -> None:
         """Closes the descriptor, whoever owns the connection; once."""
@@ -352,11 +358,11 @@ class Engine:
         timeout: float,  # noqa: ASYNC109 -- the contract's
     ) -> Conn:
         caller = cast(Conn, client)
-        gone = ClientGone("reset its connection while the remote was dialled")
         if caller not in self.conns:
-            raise gone
+            raise ClientGone("reset its connection before the remote was dialled")
         family, peer = _numeric(*address)
         remote = Conn(self, socket.socket(family, socket.SOCK_STREAM), peer, counted=False)
+        caller.dials.append(remote)
         try:
             if source is not None:
                 with contextlib.suppress(OSError):  # Linux only; it saves ports
@@ -365,7 +371,7 @@ class Engine:
             error = remote.sock.connect_ex(peer)
             if error in (errno.EINPROGRESS, errno.EINTR):
                 remote.deadline(timeout)
-                self.probe(caller, lambda _: remote.fail(gone))
+                self.probe(caller, caller.on_reset)
                 await remote.ready(WRITE)
                 error = remote.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
@@ -374,7 +380,9 @@ class Engine:
             remote.shut()
             raise
         finally:
-            self.stop_probing(caller)
+            caller.dials.remove(remote)
+            if not caller.dials:
+                self.stop_probing(caller)
         remote.deadline(0)
         return remote
 

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastsocks import engine as engines
-from fastsocks.auth import Users
+from fastsocks.addresses import Judge
+from fastsocks.auth import Custom, Users
 from fastsocks.config import Config, Listener
 from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
 from fastsocks.quiet import QuietLog
-from fastsocks.resolve import Resolver
+from fastsocks.resolve import Resolver, family_of
 from fastsocks.session import Session
 
 log = logging.getLogger("fastsocks")
@@ -50,6 +51,7 @@ class Server:
             raise ConfigError(str(error).replace("Config.__init__()", "Server()")) from None
         self.addresses: list[Listener] = []
         self.engine: Engine | None = None
+        self._users: Users | Custom = Users({})
         self._tasks: dict[Conn, asyncio.Task[None]] = {}
         self._quiet = QuietLog(log)
 
@@ -64,6 +66,7 @@ class Server:
         """Binds and serves; returns with ``addresses`` set."""
         config = self.config
         loop = asyncio.get_running_loop()
+        self._users = make_users(config, self._quiet)
         listeners = bind_all(config.listeners)
         try:
             self.engine = engines.choose(config.engine, loop, config.settings(), self._on_closed)
@@ -71,11 +74,20 @@ class Server:
             for sock in listeners:
                 sock.close()
             raise
-        self._resolver = Resolver()
-        dialer = Dialer(self.engine, self._resolver, config.connect_timeout, config.source)
-        self._session = Session(self.engine, Users(config.users), dialer, self._quiet)
-        self._loop = loop
         self.addresses = [sock.getsockname()[:2] for sock in listeners]
+        self._resolver = Resolver()
+        sources = {family_of(config.source): config.source} if config.source else {}
+        judge = Judge((), self.addresses)
+        dialer = Dialer(self.engine, self._resolver, judge, config.connect_timeout, sources)
+        self._session = Session(
+            self.engine,
+            self._users,
+            dialer,
+            self._quiet,
+            config.strict_methods,
+            config.handshake_timeout,
+        )
+        self._loop = loop
         for sock in listeners:
             self.engine.listen(sock, self._on_client)
 
@@ -88,6 +100,11 @@ class Server:
         """Engine, relay mode and effective pipe size, for the log."""
         engine = self.engine
         return "not started" if engine is None else f"engine {engine.name}, {engine.describe()}"
+
+    def reload(self) -> None:
+        """Reads the users file again, on the loop's thread. One that is wrong changes
+        nothing; the log says what is wrong with it."""
+        self._users.reload()
 
     async def stop(self, grace: float | None = None) -> None:
         """Stops accepting, gives sessions ``grace`` seconds (default: the
@@ -108,6 +125,7 @@ class Server:
         self.engine = None
         engine.close()
         self._resolver.close()
+        self._users.close()
 
     def _on_client(self, client: Conn) -> None:
         self._tasks[client] = self._loop.create_task(self._serve(client))
@@ -126,6 +144,14 @@ class Server:
             for flow, up, down, reason, error in ended:
                 why = f" ({os.strerror(error)})" if error else ""
                 log.debug("%s ended: %s%s, %d up, %d down", flow, reason, why, up, down)
+
+
+def make_users(config: Config, quiet: QuietLog) -> Users | Custom:
+    """Raises ConfigError for a users file that cannot be used."""
+    if config.authenticator is not None:
+        return Custom(config.authenticator, quiet)
+    path = config.users_file
+    return Users(config.users, None if path is None else os.fspath(path))
 
 
 def bind_all(listeners: Sequence[Listener]) -> list[socket.socket]:

@@ -6,20 +6,30 @@ client. It must not know how bytes move (engine) or what they look like (proto).
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fastsocks.auth import Users
+from fastsocks.auth import Custom, Users, choose_method
 from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, Engine
-from fastsocks.errors import AuthError, ClientGone, ProtocolError, Reply, SocksError
+from fastsocks.errors import (
+    AuthError,
+    ClientGone,
+    DialError,
+    ProtocolError,
+    Reply,
+    SocksError,
+    reply_for,
+)
 from fastsocks.flow import Flow, endpoint
 from fastsocks.proto import foreign, wire
-from fastsocks.proto.machine import Credentials, Machine, Methods
+from fastsocks.proto.machine import Machine, Methods
 from fastsocks.proto.socks4 import Socks4
-from fastsocks.proto.socks5 import NO_AUTH, USER_PASSWORD, Socks5
-from fastsocks.proto.wire import Request
+from fastsocks.proto.socks5 import Socks5
+from fastsocks.proto.wire import NO_AUTH, Credentials, Request
 
 if TYPE_CHECKING:
     from fastsocks.quiet import QuietLog
@@ -32,10 +42,21 @@ log = logging.getLogger("fastsocks.session")
 class Session:
     """What all sessions of a server share. ``run`` is one of them."""
 
-    def __init__(self, engine: Engine, users: Users, dialer: Dialer, quiet: QuietLog) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        users: Users | Custom,
+        dialer: Dialer,
+        quiet: QuietLog,
+        strict_methods: bool = False,
+        login_timeout: float = 0.0,
+    ) -> None:
         self._engine = engine
         self._users = users
+        self._custom = users if isinstance(users, Custom) else None
         self._login_needed = bool(users)
+        self._strict_methods = strict_methods
+        self._login_timeout = login_timeout or None
         self._dialer = dialer
         self._quiet = quiet
 
@@ -54,7 +75,13 @@ class Session:
             client.deadline(0)
             flow.target = endpoint(request.host, request.port)
             self._decide(request)
-            remote = await self._dialer.dial(client, request.host, request.port, request.is_name)
+            try:
+                remote = await self._dialer.dial(
+                    client, flow.client[0], request.host, request.port, request.is_name
+                )
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                raise DialError(f"connect: {reason}", reply_for(error)) from None
             try:
                 await client.send(machine.granted(*remote.sockname))
             except BaseException:
@@ -77,6 +104,7 @@ class Session:
 
     async def _negotiate(self, client: Conn, machine: Machine, flow: Flow) -> Request:
         """Methods, credentials and request, in whatever segments they come."""
+        login_needed = self._login_needed
         while not isinstance(event := machine.next_event(), Request):
             if event is None:
                 data = await client.recv()
@@ -84,29 +112,34 @@ class Session:
                     raise ClientGone("left during the handshake")
                 machine.feed(data)
             elif isinstance(event, Methods):
-                await client.send(machine.choose(self._choose_method(event.offered)))
+                if NO_AUTH in event.offered and self._custom and await self._admitted(client):
+                    login_needed = False
+                method = choose_method(event.offered, login_needed, self._strict_methods)
+                if method is None:
+                    raise ProtocolError("no acceptable authentication method offered")
+                await client.send(machine.choose(method))
             else:
-                self._authenticate(event, flow)
+                if login_needed:
+                    await self._authenticate(client, event, flow)
                 await client.send(machine.verdict(True))
-        if self._login_needed and isinstance(machine, Socks4):
-            # Its user id proves nothing.
+        # A user id of SOCKS4 proves nothing.
+        if login_needed and isinstance(machine, Socks4) and not await self._admitted(client):
             raise AuthError("SOCKS4 cannot authenticate, and users are configured")
         return event
 
-    def _choose_method(self, offered: bytes) -> int:
-        """With users configured only user/password will do. Without, "none" wins;
-        a client that offers nothing but user/password may say what it likes, as
-        some can only do that."""
-        acceptable = (USER_PASSWORD,) if self._login_needed else (NO_AUTH, USER_PASSWORD)
-        for method in acceptable:
-            if method in offered:
-                return method
-        raise ProtocolError("no acceptable authentication method offered")
+    async def _admitted(self, client: Conn) -> bool:
+        """Whether the embedding program lets the client in as it is."""
+        if self._custom is None:
+            return False
+        async with asyncio.timeout(self._login_timeout):
+            return await self._custom.admits(client.peer)
 
-    def _authenticate(self, claim: Credentials, flow: Flow) -> None:
-        if not self._login_needed:
-            return
-        if not self._users.verify(claim.user, claim.password):
+    async def _authenticate(self, client: Conn, claim: Credentials, flow: Flow) -> None:
+        granted = self._users.check_now(client.peer, claim.user, claim.password)
+        if granted is None:
+            async with asyncio.timeout(self._login_timeout):
+                granted = await self._users.verify(client.peer, claim.user, claim.password)
+        if not granted:
             raise AuthError(f"wrong user or password for user {claim.user[:64]!r}")
         flow.user = claim.user.decode("utf-8", "replace")
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from fastsocks.errors import ProtocolError, Reply
 from fastsocks.proto import wire
-from fastsocks.proto.machine import Credentials, Event, Machine, Methods
-from fastsocks.proto.wire import Request
+from fastsocks.proto.machine import Event, Machine, Methods
+from fastsocks.proto.wire import NO_ACCEPTABLE, NO_AUTH, USER_PASSWORD, Credentials, Request
 
 VERSION = 5
-NO_AUTH, GSSAPI, USER_PASSWORD, NO_ACCEPTABLE = 0x00, 0x01, 0x02, 0xFF
 
 AUTH_VERSION = 1
 AUTH_OK, AUTH_FAILED = b"\x01\x00", b"\x01\x01"

@@ -15,6 +15,9 @@ from fastsocks.errors import ProtocolError, Reply
 CONNECT, BIND, UDP_ASSOCIATE = 1, 2, 3
 COMMAND_NAMES = {CONNECT: "CONNECT", BIND: "BIND", UDP_ASSOCIATE: "UDP ASSOCIATE"}
 
+# The methods of RFC 1928 section 3 that are spoken here, and the refusal of all.
+NO_AUTH, USER_PASSWORD, NO_ACCEPTABLE = 0x00, 0x02, 0xFF
+
 ATYP_IPV4, ATYP_NAME, ATYP_IPV6 = 1, 3, 4
 
 # RFC 1035 2.3.4: a name is at most 255 octets on the wire, which is 253 in text.
@@ -31,6 +34,16 @@ class Request(NamedTuple):
     port: int
     is_name: bool
     user: bytes = b""
+
+
+class Credentials(NamedTuple):
+    """RFC 1929: what the client claims. Never logged, never in an exception."""
+
+    user: bytes
+    password: bytes
+
+    def __repr__(self) -> str:
+        return f"Credentials(user={self.user!r}, password=...)"
 
 
 def ipv4_text(packed: bytes) -> str:
