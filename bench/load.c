@@ -129,9 +129,10 @@ static ssize_t serve_echo(int fd) {
 static struct {
     uint64_t left;
     uint8_t asked;
+    bool sending; /* waits for room, and no longer for the client */
 } objects[MAX_FDS];
 
-/* A size comes in, so many bytes go out, and the client closes. */
+/* A size comes in, so many bytes go out, and the client closes. What is small leaves at once. */
 static ssize_t serve_object(int fd) {
     if (objects[fd].asked < sizeof objects[fd].left) {
         ssize_t got = recv(fd, (char *)&objects[fd].left + objects[fd].asked,
@@ -143,6 +144,10 @@ static ssize_t serve_object(int fd) {
     if (!objects[fd].left) return recv(fd, scratch, 1, 0); /* until it has closed */
     ssize_t sent = send_bulk(fd, objects[fd].left);
     if (sent > 0) objects[fd].left -= (uint64_t)sent;
+    bool sending = objects[fd].left > 0;
+    if (sending != objects[fd].sending)
+        watch(EPOLL_CTL_MOD, fd, sending ? EPOLLOUT : EPOLLIN, (uint64_t)fd);
+    objects[fd].sending = sending;
     return sent;
 }
 
@@ -161,7 +166,7 @@ static const struct role {
     {"source", serve_source, EPOLLOUT},
     {"sink", serve_sink, EPOLLIN},
     {"echo", serve_echo, EPOLLIN},
-    {"object", serve_object, EPOLLIN | EPOLLOUT | EPOLLET},
+    {"object", serve_object, EPOLLIN},
     {"count", serve_count, EPOLLIN},
 };
 
@@ -805,7 +810,7 @@ static int run_client(void) {
         return 1;
     }
     if (groups[IDLE].wanted) wait_for_echoes();
-    if (groups[IDLE].wanted == session_count) {
+    if (groups[IDLE].wanted && groups[IDLE].wanted == session_count) {
         printf("ready\n");
         struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
         poll(&input, 1, (int)(option.seconds * 1000));

@@ -3,11 +3,12 @@
  * load.c is for TCP. Endpoints are nearly free here too: datagrams come and go by the batch
  * (recvmmsg, sendmmsg, UDP_GRO, UDP_SEGMENT), bulk is swallowed without being copied.
  *
- *     udp origin [--host A]
+ *     udp origin [--origin A]
  *         Binds its ports, prints them as one JSON object, lives until stdin closes.
  *
  *     udp client --echo P --sink P --source P [--socks P] [--seconds S] [--warmup S]
  *                [--rr N | --up N | --down N] [--bytes B] [--window W] [--plain]
+ *                [--origin A] [--proxy A] [--from A]
  *         Opens N associations, each with its TCP connection and its own socket, keeps each busy
  *         from one loop, and prints as load.c does. Without --socks the origin is spoken to as it
  *         is.
@@ -626,7 +627,7 @@ static void run_client(void) {
 }
 
 static const struct setting settings[] = {
-    {.name = "host", .has_arg = required_argument, .host = &option.host},
+    {.name = "origin", .has_arg = required_argument, .host = &option.host},
     {.name = "proxy", .has_arg = required_argument, .host = &option.proxy},
     {.name = "from", .has_arg = required_argument, .host = &option.source},
     {.name = "socks", .has_arg = required_argument, .integer = &option.socks},
