@@ -16,7 +16,7 @@ import os
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -65,18 +65,36 @@ cdef os_error(int number):
     return OSError(number, os.strerror(number))
 
 
+cdef str ipv4_text(const uint8_t *octets):
+    """inet_ntop() goes through printf(); every session asks for two of these."""
+    cdef char text[16]
+    cdef char *end = text
+    cdef int i
+    cdef int octet
+    for i in range(4):
+        octet = octets[i]
+        if octet >= 100:
+            end[0] = 48 + octet // 100
+            end += 1
+        if octet >= 10:
+            end[0] = 48 + octet // 10 % 10
+            end += 1
+        end[0] = 48 + octet % 10
+        end[1] = 46
+        end += 2
+    return text[:end - text - 1].decode("ascii")
+
+
 cdef tuple endpoint_of(Address *address):
-    """(host, port) as text and number; IPv4-mapped is IPv4, scopes as %name."""
+    """(host, port) as text and number; IPv4-mapped is IPv4, scopes as %number."""
     cdef char text[64]
     cdef object host
     if address.any.sa_family == AF_INET:
-        inet_ntop(AF_INET, &address.v4.sin_addr, text, sizeof(text))
-        return text.decode("ascii"), ntohs(address.v4.sin_port)
+        return ipv4_text(<uint8_t *>&address.v4.sin_addr), ntohs(address.v4.sin_port)
     if address.any.sa_family != AF_INET6:
         return "", 0
     if IN6_IS_ADDR_V4MAPPED(&address.v6.sin6_addr):
-        inet_ntop(AF_INET, <char *>&address.v6.sin6_addr + 12, text, sizeof(text))
-        return text.decode("ascii"), ntohs(address.v6.sin6_port)
+        return ipv4_text(<uint8_t *>&address.v6.sin6_addr + 12), ntohs(address.v6.sin6_port)
     inet_ntop(AF_INET6, &address.v6.sin6_addr, text, sizeof(text))
     host = text.decode("ascii")
     if address.v6.sin6_scope_id:
@@ -235,7 +253,7 @@ cdef class Conn:
     cdef object on_client       # while NEW: whom its first octets will interest
     cdef bytes stash            # the first octets, read before the session began
     cdef bytes unsent
-    cdef Py_ssize_t sent
+    cdef Py_ssize_t pushed      # octets of ``unsent`` that are
     cdef size_t drained
     cdef Conn client            # while this one is dialled: for whom
     cdef Conn dials             # what is being dialled for this one, newest first
@@ -259,22 +277,30 @@ cdef class Conn:
             raise os_error(errno)
         return endpoint_of(&address)
 
-    def recv(self):
+    def recv_now(self):
         cdef bytes data = self.stash
         self.check()
         if data is not None:
             self.stash = None
-            return settled(self.engine, data)
-        data = self.read()
+            return data
+        return self.read()
+
+    def recv(self):
+        data = self.recv_now()
         return self.wait(RECV) if data is None else settled(self.engine, data)
 
-    def send(self, bytes data not None):
+    def send_now(self, bytes data not None):
         self.check()
         self.unsent = data
-        self.sent = 0
-        if self.push():
-            return settled(self.engine, None)
-        return self.wait(SEND)
+        self.pushed = 0
+        return self.push()
+
+    def sent(self):
+        self.check()
+        return settled(self.engine, None) if self.unsent is None else self.wait(SEND)
+
+    def send(self, bytes data not None):
+        return settled(self.engine, None) if self.send_now(data) else self.wait(SEND)
 
     def deadline(self, double seconds):
         self.expired = False
@@ -358,11 +384,11 @@ cdef class Conn:
         """Whether all of ``unsent`` is sent."""
         cdef ssize_t sent
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.unsent)
-        while self.sent < size:
-            sent = send(self.fd, PyBytes_AS_STRING(self.unsent) + self.sent, size - self.sent,
+        while self.pushed < size:
+            sent = send(self.fd, PyBytes_AS_STRING(self.unsent) + self.pushed, size - self.pushed,
                         MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent >= 0:
-                self.sent += sent
+                self.pushed += sent
             elif errno == EAGAIN:
                 return False
             elif errno != EINTR:

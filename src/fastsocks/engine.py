@@ -67,9 +67,18 @@ class Conn(Protocol):
     def sockname(self) -> tuple[str, int]:
         """(host, port) of our end."""
 
+    def recv_now(self) -> bytes | None:
+        """As recv, but None where that would wait."""
+
     def recv(self) -> Awaitable[bytes]:
         """What has come, at most 16 KiB; ``b""`` at FIN. Raises OSError on a
         reset and TimeoutError when the deadline passes first."""
+
+    def send_now(self, data: bytes) -> bool:
+        """Sends what can be sent at once; False: ``sent`` waits for the rest."""
+
+    def sent(self) -> Awaitable[None]:
+        """Until all of what ``send_now`` was given is sent. Raises as recv does."""
 
     def send(self, data: bytes) -> Awaitable[None]:
         """Sends all of ``data``. Raises as recv does."""

@@ -61,27 +61,42 @@ class Conn:
         self._waiters: list[asyncio.Future[None] | None] = [None, None]
         self._timer: asyncio.TimerHandle | None = None
         self._expired = False
+        self._unsent = b""
         engine.conns.add(self)
 
     @property
     def sockname(self) -> tuple[str, int]:
         return _endpoint(self.sock.getsockname())
 
+    def recv_now(self) -> bytes | None:
+        self._check_deadline()
+        try:
+            return self.sock.recv(HANDSHAKE_CHUNK)
+        except BlockingIOError:
+            return None
+
     async def recv(self) -> bytes:
-        while True:
-            self._check_deadline()
-            try:
-                return self.sock.recv(HANDSHAKE_CHUNK)
-            except BlockingIOError:
-                await self.ready(READ)
+        while (data := self.recv_now()) is None:
+            await self.ready(READ)
+        return data
+
+    def send_now(self, data: bytes) -> bool:
+        self._check_deadline()
+        self._unsent = data
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        return True
+
+    async def sent(self) -> None:
+        while not self.send_now(self._unsent):
+            await self.ready(WRITE)
 
     async def send(self, data: bytes) -> None:
-        while data:
-            self._check_deadline()
-            try:
-                data = data[self.sock.send(data) :]
-            except BlockingIOError:
-                await self.ready(WRITE)
+        self._unsent = data
+        await self.sent()
 
     def deadline(self, seconds: float) -> None:
         if self._timer is not None:

@@ -46,6 +46,8 @@ class Credentials(NamedTuple):
         return f"Credentials(user={self.user!r}, password=...)"
 
 
+# The same targets are asked for again and again.
+@functools.lru_cache(maxsize=4096)
 def ipv4_text(packed: bytes) -> str:
     return "{}.{}.{}.{}".format(*packed)
 
@@ -108,3 +110,15 @@ def parse_name(raw: bytes) -> tuple[str, bool]:
         # No top-level domain is a number; getaddrinfo would read 127.1 as an address.
         raise ProtocolError("malformed IPv4 address in the name field", Reply.GENERAL_FAILURE)
     return name, True
+
+
+def host_of(atyp: int, raw: bytes) -> tuple[str, bool]:
+    """The host in a datagram's header, (text, is a name); ``raw`` is a name without its
+    length octet. Raises ProtocolError as ``parse_name`` does, and for any other ATYP."""
+    if atyp == ATYP_IPV4:
+        return ipv4_text(raw), False
+    if atyp == ATYP_IPV6:
+        return ipv6_text(raw), False
+    if atyp == ATYP_NAME:
+        return parse_name(raw)
+    raise ProtocolError(f"address type {atyp}", Reply.ADDRESS_NOT_SUPPORTED)
