@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+EXTENSIONS := $(patsubst src/fastsocks/%.pyx,fastsocks.%,$(wildcard src/fastsocks/*.pyx))
 SOURCES := pyproject.toml setup.py $(wildcard src/fastsocks/*.pyx src/fastsocks/*.pxd src/fastsocks/*.h)
 
 .PHONY: run test lint format bench build clean
@@ -19,7 +20,7 @@ lint: .venv/linted
 	$(BIN)/ruff format --check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest fastsocks._front fastsocks._relay --allowlist stubtest.allow
+	$(BIN)/python -m mypy.stubtest $(EXTENSIONS) --allowlist stubtest.allow
 	$(BIN)/codespell
 
 format: .venv/linted

@@ -5,6 +5,7 @@ that need one. Where there is no Linux, the package is pure and its engine the
 Python one.
 """
 
+import glob
 import os
 import sys
 
@@ -21,13 +22,13 @@ extensions = [
     Extension(
         f"fastsocks.{name}",
         [f"src/fastsocks/{name}.pyx"],
-        depends=[f"src/fastsocks/{file}" for file in ("_compat.h", "_linux.pxd", "_relay.pxd")],
+        depends=["src/fastsocks/_compat.h", *glob.glob("src/fastsocks/*.pxd")],
         include_dirs=["src/fastsocks"],
         define_macros=[("_GNU_SOURCE", "1")],
         extra_compile_args=["-Wall", "-Wextra", *flags],
         extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize")],
     )
-    for name in ("_relay", "_front")
+    for name in ("_address", "_relay", "_udp", "_datagrams", "_front")
 ]
 
 setup(ext_modules=extensions if sys.platform == "linux" else [])

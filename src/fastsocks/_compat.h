@@ -5,6 +5,7 @@
 #define FASTSOCKS_COMPAT_H
 
 #include <stdint.h>
+#include <string.h>
 
 /* Acquire and release order what one thread wrote before it published a field
  * with what the other reads after it has seen that field. */
@@ -26,6 +27,25 @@ static inline void count_u64(uint64_t *counter, uint64_t by)
 
 static inline uint64_t load_u64(uint64_t *counter)
 { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
+
+/* For tables whose keys a stranger chooses: who does not know the key cannot make
+ * them fall into one bucket. Each step folds a 64 by 64 bit product. */
+static inline uint64_t keyed_hash(const void *octets, size_t size, const uint64_t *key)
+{
+    const unsigned char *at = octets;
+    uint64_t state = key[0] ^ size, word;
+    unsigned __int128 product;
+    for (;;) {
+        word = 0;
+        memcpy(&word, at, size < 8 ? size : 8);
+        product = (unsigned __int128)(state ^ word) * (key[1] | 1);
+        state = (uint64_t)product ^ (uint64_t)(product >> 64) ^ key[0];
+        if (size <= 8)
+            return state ^ state >> 32;
+        at += 8;
+        size -= 8;
+    }
+}
 
 /* A list that many threads push to and one takes whole: with nobody popping
  * single nodes there is no ABA. Returns whether the list was empty, that is

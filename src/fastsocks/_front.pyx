@@ -16,12 +16,15 @@ import os
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from fastsocks._address cimport Address, endpoint_of, os_error, parse_address
+from fastsocks._datagrams cimport Association, Datagrams
 from fastsocks._linux cimport *
 from fastsocks._relay cimport *
+from fastsocks._udp cimport udp_abandon, udp_close
 
 from fastsocks import engine as contract
 from fastsocks.errors import ClientGone
@@ -53,74 +56,6 @@ cdef enum Waiting:
     RECV
     SEND
     CONNECT
-
-cdef union Address:
-    sockaddr any
-    sockaddr_in v4
-    sockaddr_in6 v6
-    sockaddr_storage storage
-
-
-cdef os_error(int number):
-    return OSError(number, os.strerror(number))
-
-
-cdef str ipv4_text(const uint8_t *octets):
-    """inet_ntop() goes through printf(); every session asks for two of these."""
-    cdef char text[16]
-    cdef char *end = text
-    cdef int i
-    cdef int octet
-    for i in range(4):
-        octet = octets[i]
-        if octet >= 100:
-            end[0] = 48 + octet // 100
-            end += 1
-        if octet >= 10:
-            end[0] = 48 + octet // 10 % 10
-            end += 1
-        end[0] = 48 + octet % 10
-        end[1] = 46
-        end += 2
-    return text[:end - text - 1].decode("ascii")
-
-
-cdef tuple endpoint_of(Address *address):
-    """(host, port) as text and number; IPv4-mapped is IPv4, scopes as %number."""
-    cdef char text[64]
-    cdef object host
-    if address.any.sa_family == AF_INET:
-        return ipv4_text(<uint8_t *>&address.v4.sin_addr), ntohs(address.v4.sin_port)
-    if address.any.sa_family != AF_INET6:
-        return "", 0
-    if IN6_IS_ADDR_V4MAPPED(&address.v6.sin6_addr):
-        return ipv4_text(<uint8_t *>&address.v6.sin6_addr + 12), ntohs(address.v6.sin6_port)
-    inet_ntop(AF_INET6, &address.v6.sin6_addr, text, sizeof(text))
-    host = text.decode("ascii")
-    if address.v6.sin6_scope_id:
-        host = f"{host}%{address.v6.sin6_scope_id}"
-    return host, ntohs(address.v6.sin6_port)
-
-
-cdef socklen_t parse_address(str host, int port, Address *address) except 0:
-    """Raises OSError (EINVAL) for what is no IP literal."""
-    cdef bytes literal
-    cdef object scope
-    memset(address, 0, sizeof(Address))
-    plain, _, scope = host.partition("%")
-    literal = plain.encode("ascii", "replace")
-    if inet_pton(AF_INET, literal, &address.v4.sin_addr) == 1 and not scope:
-        address.v4.sin_family = AF_INET
-        address.v4.sin_port = htons(port)
-        return sizeof(sockaddr_in)
-    if inet_pton(AF_INET6, literal, &address.v6.sin6_addr) == 1:
-        address.v6.sin6_family = AF_INET6
-        address.v6.sin6_port = htons(port)
-        if scope:
-            name = scope.encode()
-            address.v6.sin6_scope_id = int(scope) if scope.isdigit() else if_nametoindex(name)
-        return sizeof(sockaddr_in6)
-    raise os_error(EINVAL)
 
 
 @cython.final
@@ -564,6 +499,7 @@ cdef class Engine:
     cdef uint32_t table_size
     cdef list free_indices
     cdef Arena arena
+    cdef Datagrams datagrams    # UDP associations, served by the same relays
     cdef Relay *relays
     cdef int relay_count
     cdef bint threaded
@@ -585,6 +521,7 @@ cdef class Engine:
         self.quiet = QuietLog(logging.getLogger("fastsocks"))
         self.listeners = []
         self.free_indices = []
+        self.datagrams = Datagrams(settings)
         self.buffer = <char *>malloc(FIRST_READ)
         self.threaded = settings.relay_threads > 0
         self.relays = <Relay *>calloc(max(1, settings.relay_threads), sizeof(Relay))
@@ -794,6 +731,7 @@ cdef class Engine:
             try:
                 if data == TAG_ENDED:
                     self.drain_ended()
+                    self.datagrams.put_questions(self.report)
                 elif data == TAG_TIMER:
                     pass
                 elif data >> 32 == 0 and data >= TAG_LISTENER:
@@ -852,7 +790,7 @@ cdef class Engine:
                 conn = <Conn>timer.owner
                 conn.on_deadline()
 
-    cdef report(self, error):
+    def report(self, error):
         self.loop.call_exception_handler(
             {"message": "fastsocks: error in a callback of the engine", "exception": error}
         )
@@ -969,9 +907,31 @@ cdef class Engine:
             self.command(pair.relay, KILL, pair.index, pair.generation)
         return handle
 
+    # -- datagrams -----------------------------------------------------------
+
+    def open_udp(self, Conn client not None, str host not None, sources, on_ask):
+        if client.fd < 0:
+            raise OSError(EBADF, "this connection is closed or was handed over")
+        return self.datagrams.open(&client.address, host, sources, on_ask)
+
+    def associate(self, Conn client not None, Association association not None, flow):
+        cdef uint64_t handle
+        if client.fd < 0 or association.fd < 0:
+            raise OSError(EBADF, "associate takes an open connection and a new association")
+        handle = self.datagrams.take(association, client.fd, self.least_busy(), flow)
+        if not client.counted:
+            self.sessions += 1
+        client.counted = False
+        client.leave()
+        client.stage = GONE
+        return handle
+
     def kill(self, uint64_t handle):
         cdef uint32_t index = <uint32_t>handle
         cdef Pair *pair
+        if index & ASSOCIATION:
+            self.datagrams.kill(handle)
+            return
         if index >= self.arena.count:
             return
         pair = arena_at(&self.arena, index)
@@ -990,13 +950,14 @@ cdef class Engine:
             totals["pipes"] += load_u64(&self.relays[i].stats.pipes)
             totals["pipes_refused"] += load_u64(&self.relays[i].stats.refused)
             totals["slots"] += self.relays[i].pairs
+        self.datagrams.count(totals, self.relays, self.relay_count)
         return totals
 
     cdef Pair *new_pair(self) except NULL:
         """A cleared slot, given to the relay that has the fewest."""
         cdef Pair *pair = self.arena.free
         cdef Pair *chunk
-        cdef Relay *relay = &self.relays[0]
+        cdef Relay *relay = self.least_busy()
         cdef int i
         if pair == NULL:
             if self.arena.count == CHUNK * CHUNKS:
@@ -1011,9 +972,6 @@ cdef class Engine:
             self.arena.count += CHUNK
             pair = chunk
         self.arena.free = pair.next
-        for i in range(1, self.relay_count):
-            if self.relays[i].pairs < relay.pairs:
-                relay = &self.relays[i]
         relay.pairs += 1
         pair.relay = relay
         pair.timer.owner = <void *>pair
@@ -1021,6 +979,14 @@ cdef class Engine:
         pair.active_ms = monotonic_ms()
         pair.dir[UP].splicing = pair.dir[DOWN].splicing = relay.only_splice
         return pair
+
+    cdef Relay *least_busy(self):
+        cdef Relay *relay = &self.relays[0]
+        cdef int i
+        for i in range(1, self.relay_count):
+            if self.relays[i].pairs < relay.pairs:
+                relay = &self.relays[i]
+        return relay
 
     cdef free_pair(self, Pair *pair):
         cdef uint32_t generation = pair.generation
@@ -1083,6 +1049,10 @@ cdef class Engine:
             self.free_pair(pair)
             self.session_over()
             pair = after
+        associations = self.datagrams.drain()
+        for _ in associations:
+            self.session_over()
+        batch += associations
         if batch:
             self.on_closed(batch)
 
@@ -1107,10 +1077,12 @@ cdef class Engine:
         failed = relay_open(relay)
         if failed < 0:
             self.fail_to_start()
+        self.datagrams.serve_on(relay)
         if not self.threaded:
             self.loop.add_reader(relay.epfd, self.relay_inline)
         elif pthread_create(&relay.thread, NULL, relay_thread, relay) != 0:
             self.relay_count -= 1
+            udp_close(relay)
             relay_close(relay)
             self.fail_to_start()
         else:
@@ -1162,6 +1134,8 @@ cdef class Engine:
                 # Waiting with the GIL held is safe: a relay thread never wants it.
                 pthread_join(relay.thread, NULL)
             relay_abandon(relay)
+            udp_abandon(relay)
+            udp_close(relay)
             relay_close(relay)
         self.relay_count = 0
         if self.epfd >= 0:

@@ -21,10 +21,11 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from fastsocks import engine as contract
+from fastsocks import pure_udp
 from fastsocks.errors import ClientGone
 from fastsocks.quiet import QuietLog
 
@@ -330,6 +331,8 @@ class Engine:
         self.scratch = memoryview(bytearray(CHUNK))  # of all pumps: an idle session has none
         self.conns: set[Conn] = set()
         self.relays: dict[int, Session] = {}
+        self.associations: dict[int, pure_udp.Association] = {}
+        self.udp = dict.fromkeys(pure_udp.COUNTERS, 0)
         self.copied = 0
         self._accepted = self._accept_pauses = self._relayed = 0
         self._on_closed = on_closed
@@ -404,18 +407,32 @@ class Engine:
     def relay(self, client: contract.Conn, remote: contract.Conn, flow: Any, early: bytes) -> int:
         self._relayed += 1
         near, far = cast(Conn, client), cast(Conn, remote)
-        near.hand_over()
+        self._take(near)
         far.hand_over()
-        if not near.counted:  # adopted, but a session from now on
-            near.counted = True
-            self.sessions += 1
         session = self.relays[self._relayed] = Session(self, near, far, flow, self._relayed)
         session.start(early)
         return session.handle
 
+    def open_udp(
+        self, client: contract.Conn, host: str, sources: Sequence[str], on_ask: contract.OnAsk
+    ) -> pure_udp.Association:
+        return pure_udp.Association(self, cast(Conn, client), host, sources, on_ask)
+
+    def associate(self, client: contract.Conn, association: contract.Association, flow: Any) -> int:
+        control, own = cast(Conn, client), cast(pure_udp.Association, association)
+        if control not in self.conns or not own.is_new():
+            raise _os_error(errno.EBADF)
+        self._take(control)
+        self.udp["udp_associations"] += 1
+        handle = -self.udp["udp_associations"]  # those of relayed pairs are positive
+        self.associations[handle] = own
+        own.start(control, flow, handle)
+        return handle
+
     def kill(self, handle: int) -> None:
-        if handle in self.relays:
-            self.relays[handle].end(contract.KILLED)
+        ended = self.relays.get(handle) or self.associations.get(handle)
+        if ended is not None:
+            ended.end(contract.KILLED)
 
     def counters(self) -> dict[str, int]:
         return {
@@ -427,18 +444,26 @@ class Engine:
             "accept_pauses": self._accept_pauses,
             "relayed": self._relayed,
             "slots": len(self.conns),
+            **self.udp,
         }
 
     def close(self) -> None:
         self.stop_listening()
-        for session in tuple(self.relays.values()):
-            session.end(contract.KILLED)
+        for ended in (*self.relays.values(), *self.associations.values()):
+            ended.end(contract.KILLED)
         for conn in tuple(self.conns):
             conn.shut(reset=True)
         for timer in (self._retry, self._prober):
             if timer is not None:
                 timer.cancel()
         self._report_ended()
+
+    def _take(self, client: Conn) -> None:
+        """From its coroutine; an adopted one becomes a session only now."""
+        client.hand_over()
+        if not client.counted:
+            client.counted = True
+            self.sessions += 1
 
     # -- for connections and sessions ----------------------------------------
 
