@@ -143,5 +143,9 @@ class Socks5(Machine):
             return Request(command, wire.ipv4_text(raw), port, False)
         if atyp == wire.ATYP_IPV6:
             return Request(command, wire.ipv6_text(raw), port, False)
+        if command == wire.UDP_ASSOCIATE:
+            # Where the client means to send from; nothing is ever done with it, and
+            # PySocks has the name "0" here.
+            return Request(command, "", port, False)
         host, is_name = wire.parse_name(raw)
         return Request(command, host, port, is_name)
