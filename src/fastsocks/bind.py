@@ -51,7 +51,7 @@ class Binder:
     async def listen(self, client: Conn, host: str, port: int, is_name: bool) -> Waiting:
         """Raises RuleDenied for a peer the client may not have, DialError for a name
         without an address, OSError where nothing can listen."""
-        peers = (host,)
+        peers: tuple[str, ...] = (host,)
         if is_name:
             found = await self._resolver.resolve(host, self._timeout)
             # The reply to a request by name has room for an IPv4 address only.

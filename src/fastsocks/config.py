@@ -114,9 +114,7 @@ class Config:
             if not is_literal(address):
                 raise ConfigError(f"source {address}: must be an IPv4 or IPv6 address")
         if len(self.sources) < len(self._source_list):
-            raise ConfigError(
-                f"source {self._source_list[-1]}: must be the only one of its family"
-            )
+            raise ConfigError(f"source {self._source_list[-1]}: must be the only one of its family")
         try:
             Judge(self.allow, ())
         except ValueError as error:
@@ -125,7 +123,9 @@ class Config:
         if self.udp_ports is not None:
             first, last = self.udp_ports
             if not 1 <= first <= last <= 65535:
-                raise ConfigError(f"udp_ports {first}-{last}: must be A-B with 1 <= A <= B <= 65535")
+                raise ConfigError(
+                    f"udp_ports {first}-{last}: must be A-B with 1 <= A <= B <= 65535"
+                )
         if self.udp_address is not None and not is_literal(self.udp_address):
             raise ConfigError(f"udp_address {self.udp_address}: must be an IPv4 or IPv6 address")
 

@@ -125,9 +125,7 @@ class Server:
         stages = Stages(
             users=self._users,
             dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources, config.prefer),
-            binder=Binder(
-                engine, resolver, judge, sources, config.bind_anyone, config.bind_timeout
-            )
+            binder=Binder(engine, resolver, judge, sources, config.bind_anyone, config.bind_timeout)
             if config.allow_bind
             else None,
             associations=Associations(
@@ -142,9 +140,7 @@ class Server:
             if config.udp
             else None,
         )
-        return Session(
-            engine, stages, self._quiet, config.strict_methods, config.handshake_timeout
-        )
+        return Session(engine, stages, self._quiet, config.strict_methods, config.handshake_timeout)
 
     def _on_client(self, client: Conn) -> None:
         # create_task() would make up and format a name for each.

@@ -10,6 +10,7 @@ where that would block: most handshakes are over after one wait.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -38,6 +39,8 @@ from fastsocks.proto.wire import NO_AUTH, Credentials, Request
 from fastsocks.quiet import QuietLog
 
 MACHINES: dict[int, Callable[[], Machine]] = {4: Socks4, 5: Socks5}
+
+Command = Callable[[Conn, Machine, Request, Flow], Awaitable[None]]
 
 log = logging.getLogger("fastsocks.session")
 
@@ -73,15 +76,13 @@ class Session:
         self._strict_methods = strict_methods
         self._login_timeout = login_timeout or None
         self._dialer = stages.dialer
-        self._binder = stages.binder
-        self._associations = stages.associations
-        self._commands: dict[int, Callable[[Conn, Machine, Request, Flow], Awaitable[None]]] = {
-            wire.CONNECT: self._connect,
-        }
+        self._commands: dict[int, Command] = {wire.CONNECT: self._connect}
         if stages.binder is not None:
-            self._commands[wire.BIND] = self._bind
+            self._commands[wire.BIND] = functools.partial(self._bind, stages.binder)
         if stages.associations is not None:
-            self._commands[wire.UDP_ASSOCIATE] = self._associate
+            self._commands[wire.UDP_ASSOCIATE] = functools.partial(
+                self._associate, stages.associations
+            )
         self._quiet = quiet
 
     async def run(self, client: Conn) -> None:
@@ -177,11 +178,12 @@ class Session:
             raise
         self._engine.relay(client, remote, flow, machine.leftover())
 
-    async def _bind(self, client: Conn, machine: Machine, request: Request, flow: Flow) -> None:
+    async def _bind(
+        self, binder: Binder, client: Conn, machine: Machine, request: Request, flow: Flow
+    ) -> None:
         """Two replies: where the peer has to connect to, and who has connected."""
-        assert self._binder is not None
         try:
-            waiting = await self._binder.listen(client, request.host, request.port, request.is_name)
+            waiting = await binder.listen(client, request.host, request.port, request.is_name)
         except OSError as error:
             raise refused("listen", error) from None
         try:
@@ -198,13 +200,17 @@ class Session:
         self._engine.relay(client, remote, flow, machine.leftover() + early)
 
     async def _associate(
-        self, client: Conn, machine: Machine, request: Request, flow: Flow
+        self,
+        associations: Associations,
+        client: Conn,
+        machine: Machine,
+        request: Request,
+        flow: Flow,
     ) -> None:
         """From then on what comes on this connection means nothing but its end."""
-        assert self._associations is not None
         flow.host, flow.port = "datagrams", 0
         try:
-            datagrams = self._associations.open(client, flow.client[0])
+            datagrams = associations.open(client, flow.client[0])
         except OSError as error:
             raise refused("UDP", error) from None
         try:
