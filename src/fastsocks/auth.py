@@ -243,8 +243,6 @@ class Users:
         self._checks_of[host] -= 1
         if not self._checks_of[host]:
             del self._checks_of[host]
-        if answer.cancelled():
-            return
         if work.cancelled():
             answer.cancel()
             return
