@@ -104,6 +104,7 @@ class Session:
                 name = wire.COMMAND_NAMES[request.command]
                 raise ProtocolError(f"{name} is not offered", Reply.COMMAND_NOT_SUPPORTED)
             await command(client, machine, request, flow)
+            log.debug("%s relayed", flow)
         except SocksError as error:
             self._quiet.info(type(error).__name__, "%s: %s", flow, error.reason)
             if machine is not None and error.reply is not None:
