@@ -206,13 +206,14 @@ class Judge:
                 raise RuleDenied(f"{host} port {port} is this proxy itself")
 
 
+# Bounded, this one and the next; a stranger who fills them costs others a microsecond.
+@functools.lru_cache(maxsize=4096)
 def is_loopback(host: str) -> bool:
     """Whether an address is 127.0.0.0/8 or ::1, IPv4-mapped or not."""
     packed = packed_address(host) or b""
     return packed[-4] == 127 if _is_ipv4(packed) else packed == LOOPBACK
 
 
-# Bounded; a stranger who fills it costs others a microsecond each.
 @functools.lru_cache(maxsize=4096)
 def read(host: str) -> Reading:
     """What an IP literal is. Raises RuleDenied for anything else: what cannot be read
