@@ -408,6 +408,7 @@ cdef class Conn:
 
     cdef on_event(self, uint32_t events):
         cdef bytes data
+        cdef Conn remote
         if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.readable = True
         if events & EPOLLRDHUP:
@@ -424,7 +425,8 @@ cdef class Conn:
             self.on_connected(events)
         elif self.dials is not None and self.reset:
             while self.dials is not None:  # each takes itself off the list
-                self.dials.on_dial_failed(ClientGone("reset the connection during the dial"))
+                remote = self.dials
+                remote.on_dial_failed(ClientGone("reset the connection during the dial"))
         elif self.waiter is None or self.waiter.over:
             pass  # nobody waits (any more): what came stays in the socket
         elif self.waiting == RECV:

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
 import socket
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastsocks import addresses
 from fastsocks.addresses import TABLE, Judge, Use, read
@@ -135,6 +138,33 @@ def test_just_outside_a_row(row):
             assert denied(neighbour) == ""
         elif found.use is not Use.ALIAS:
             assert f"{found.name} ({found.network}" in denied(neighbour)
+
+
+ANYWHERE = st.one_of(
+    st.ip_addresses(),
+    *(st.ip_addresses(network=row.network) for row in TABLE),
+)
+
+
+@given(ANYWHERE)
+def test_the_narrowest_row_decides(address):
+    """Found by index and mask as it is by trying all of them."""
+    expected = row_of(str(address))
+    reading = read(str(address))
+    assert reading.spellings[0] == address.packed
+    if expected is None or expected.use is Use.ALIAS:
+        assert all(octets != address.packed for _, octets in reading.ranges)
+    else:
+        assert reading.ranges[0] == (expected, address.packed)
+
+
+@given(ANYWHERE, ANYWHERE)
+def test_an_address_means_the_same_however_it_is_written(client, address):
+    spellings = [str(address), address.exploded, address.exploded.upper()]
+    if address.version == 4:
+        spellings.append(f"::ffff:{address}")
+    for who in (str(client), LOCAL):
+        assert len({bool(denied(spelling, who)) for spelling in spellings}) == 1
 
 
 @pytest.mark.parametrize(
@@ -385,23 +415,29 @@ def test_the_proxy_does_not_connect_to_itself(listener, host, itself):
 
 
 def own_addresses() -> list[str]:
-    """Of this machine, beyond loopback, by the routing table."""
+    """Of this machine, beyond loopback, by the tables of the kernel."""
     with open("/proc/net/fib_trie") as trie:
         lines = trie.read().split("\n")
-    return sorted(
-        {
-            before.split()[-1]
-            for before, line in itertools.pairwise(lines)
-            if "/32 host LOCAL" in line and not before.split()[-1].startswith("127.")
-        }
-    )
+    four = {
+        before.split()[-1]
+        for before, line in itertools.pairwise(lines)
+        if "/32 host LOCAL" in line and not before.split()[-1].startswith("127.")
+    }
+    with contextlib.suppress(FileNotFoundError), open("/proc/net/if_inet6") as table:
+        six = {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(row.split()[0])) for row in table}
+        return [*sorted(four), *sorted(six - {"::1"})]
+    return sorted(four)
 
 
 def test_every_address_of_the_machine_is_itself_to_a_wildcard_listener():
     for host in own_addresses():
-        assert denied(host, LOCAL, 1080, listeners=[("0.0.0.0", 1080)])
-        assert denied(host, LOCAL, 1080, listeners=[("::", 1080)])
-        assert not addresses.is_of_this_machine(socket.inet_aton("198.41.0.4"), 1080)
+        assert "itself" in denied(host, LOCAL, 1080, listeners=[("::", 1080)])
+        if ":" not in host:
+            assert "itself" in denied(host, LOCAL, 1080, listeners=[("0.0.0.0", 1080)])
+    for host in ("198.41.0.4", "2001:4860::1", "fe80::5:6:7:8"):
+        packed = addresses.packed_address(host)
+        assert packed is not None
+        assert not addresses.is_of_this_machine(packed, 1080)
 
 
 # -- memory --------------------------------------------------------------------
@@ -434,7 +470,7 @@ async def test_loop_through_a_wildcard_listener(serve, dial, say, host):
 
 async def test_a_client_from_elsewhere_does_not_reach_this_machine(serve, dial, say, echo):
     """Its address need not be far away: any but loopback is elsewhere."""
-    addresses_here = own_addresses()
+    addresses_here = [host for host in own_addresses() if ":" not in host]
     if not addresses_here:
         assert socket.if_nameindex() == [(1, "lo")], "no address but loopback"
         return
