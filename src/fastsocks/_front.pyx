@@ -57,6 +57,7 @@ cdef enum Waiting:
     SEND
     CONNECT
 
+
 @cython.final
 @cython.freelist(256)
 cdef class Outcome:
