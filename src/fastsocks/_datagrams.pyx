@@ -19,7 +19,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from fastsocks._address cimport (
-    Address, Endpoint, endpoint_of, os_error, parse_address, parse_endpoint, to_endpoint
+    Address, Endpoint, endpoint_of, os_error, parse_endpoint, to_endpoint
 )
 from fastsocks._linux cimport *
 from fastsocks._relay cimport *

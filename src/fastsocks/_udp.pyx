@@ -19,7 +19,7 @@ kernel's to filter; no error of a datagram socket ends an association.
 """
 
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy
 
 from fastsocks._linux cimport *
 from fastsocks._relay cimport *

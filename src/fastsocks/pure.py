@@ -416,7 +416,10 @@ class Engine:
     def open_udp(
         self, client: contract.Conn, host: str, sources: Sequence[str], on_ask: contract.OnAsk
     ) -> pure_udp.Association:
-        return pure_udp.Association(self, cast(Conn, client), host, sources, on_ask)
+        control = cast(Conn, client)
+        if control not in self.conns:
+            raise _os_error(errno.EBADF)
+        return pure_udp.Association(self, control, host, sources, on_ask)
 
     def associate(self, client: contract.Conn, association: contract.Association, flow: Any) -> int:
         control, own = cast(Conn, client), cast(pure_udp.Association, association)
@@ -430,6 +433,7 @@ class Engine:
         return handle
 
     def kill(self, handle: int) -> None:
+        ended: Session | pure_udp.Association | None
         ended = self.relays.get(handle) or self.associations.get(handle)
         if ended is not None:
             ended.end(contract.KILLED)
@@ -449,8 +453,10 @@ class Engine:
 
     def close(self) -> None:
         self.stop_listening()
-        for ended in (*self.relays.values(), *self.associations.values()):
-            ended.end(contract.KILLED)
+        for session in tuple(self.relays.values()):
+            session.end(contract.KILLED)
+        for association in tuple(self.associations.values()):
+            association.end(contract.KILLED)
         for conn in tuple(self.conns):
             conn.shut(reset=True)
         for timer in (self._retry, self._prober):

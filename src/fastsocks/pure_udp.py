@@ -11,6 +11,7 @@ import asyncio
 import collections
 import contextlib
 import errno
+import functools
 import os
 import random
 import socket
@@ -74,6 +75,7 @@ class Association:
         self._engine = engine
         self._host = client.peer[0]
         self._port = 0  # the client's, once it is known
+        self._address: Any = None  # both, as the socket wants them
         self._on_ask = on_ask
         self._sources = {numeric(source, 0)[0]: source for source in sources}
         self._client = bind_client_socket(host, engine.settings.udp_ports)
@@ -159,13 +161,8 @@ class Association:
         if isinstance(parsed, udp.Fault):
             self._drop(parsed.value)
             return
-        if not self._port:
-            try:
-                self._client.connect(sender)  # from now on the kernel drops the others
-            except OSError:
-                self._drop("failed")
-                return
-            self._port = sender[1]
+        # Not connected to it: ICMP's word on a reply would then end uvloop's reader.
+        self._address, self._port = sender, sender[1]
         key = parsed.atyp, parsed.raw, parsed.port
         destination = self._find(key)
         if destination is None:
@@ -249,7 +246,7 @@ class Association:
         except OSError:
             self._drop("failed")
         else:
-            self._send(UP, len(payload), lambda: remote.sendto(payload, where))
+            self._send(UP, len(payload), functools.partial(remote.sendto, payload, where))
 
     def _open_remote(self, family: int) -> socket.socket:
         remote = socket.socket(family, socket.SOCK_DGRAM)
@@ -274,7 +271,9 @@ class Association:
                 self._drop("stranger")
                 continue
             data = udp.header(*sender[:2]) + payload
-            self._send(DOWN, len(payload), lambda data=data: self._client.send(data))
+            self._send(
+                DOWN, len(payload), functools.partial(self._client.sendto, data, self._address)
+            )
 
     # -- both ----------------------------------------------------------------
 
@@ -286,10 +285,7 @@ class Association:
 
     def _send(self, way: int, octets: int, send: Callable[[], int]) -> None:
         try:
-            try:
-                send()
-            except ConnectionRefusedError:
-                send()  # that was ICMP's word on an earlier datagram, told once
+            send()
         except BlockingIOError:
             self._drop("full")
         except OSError as error:
@@ -306,13 +302,9 @@ class Association:
 def datagrams(sock: socket.socket) -> list[tuple[bytes, Any]]:
     """What has come, up to a turn's budget."""
     got: list[tuple[bytes, Any]] = []
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(OSError):  # mostly: nothing more is there
         while len(got) < BUDGET:
-            # An error is ICMP's word on some datagram of ours, and taken off by this.
-            with contextlib.suppress(ConnectionError):
-                got.append(sock.recvfrom(LARGEST))
-                continue
-            break
+            got.append(sock.recvfrom(LARGEST))
     return got
 
 
