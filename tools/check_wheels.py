@@ -163,7 +163,9 @@ def can_build(python: str) -> bool:
 # -- tools ---------------------------------------------------------------------
 
 
-def run(*command: str, cwd: Path | str | None = None, capture: bool = False, **switches: str) -> str:
+def run(
+    *command: str, cwd: Path | str | None = None, capture: bool = False, **switches: str
+) -> str:
     done = subprocess.run(
         command, cwd=cwd, env={**os.environ, **switches}, text=True, stdout=-1 if capture else None
     )
