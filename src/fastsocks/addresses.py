@@ -206,13 +206,14 @@ class Judge:
                 raise RuleDenied(f"{host} port {port} is this proxy itself")
 
 
+# Bounded, this one and the next; a stranger who fills them costs others a microsecond.
+@functools.lru_cache(maxsize=4096)
 def is_loopback(host: str) -> bool:
     """Whether an address is 127.0.0.0/8 or ::1, IPv4-mapped or not."""
     packed = packed_address(host) or b""
     return packed[-4] == 127 if _is_ipv4(packed) else packed == LOOPBACK
 
 
-# Bounded; a stranger who fills it costs others a microsecond each.
 @functools.lru_cache(maxsize=4096)
 def read(host: str) -> Reading:
     """What an IP literal is. Raises RuleDenied for anything else: what cannot be read
@@ -250,14 +251,18 @@ def packed_address(host: str) -> bytes | None:
 def is_of_this_machine(packed: bytes, port: int) -> bool:
     """Asks the routing table, since interfaces come and go: to reach an address of its
     own, the machine sends from that very address. No packet leaves by this."""
-    if is_loopback(host := socket.inet_ntop(FAMILIES[len(packed)], packed)):
+    family = FAMILIES[len(packed)]
+    host = socket.inet_ntop(family, packed)
+    if is_loopback(host):
         return True
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(FAMILIES[len(packed)], socket.SOCK_DGRAM) as probe,
-    ):
-        probe.connect((host, port))
-        return packed_address(probe.getsockname()[0]) == packed
+    places: list[tuple[str, int] | tuple[str, int, int, int]] = [(host, port)]
+    if packed[0] == 0xFE:  # on which link, its octets do not say
+        places = [(host, port, 0, index) for index, _ in socket.if_nameindex()]
+    for place in places:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)
+            if packed_address(probe.getsockname()[0]) == packed:
+                return True
     return False
 
 

@@ -182,7 +182,73 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="without users, refuse a client that offers nothing but user/password (it is let in)",
     )
-    add("-b", dest="source", metavar="ADDRESS", help="connect to remotes from this address")
+    add(
+        "-b",
+        dest="source",
+        metavar="ADDRESS",
+        action="append",
+        help="connect to remotes from this address; once for IPv4, once for IPv6",
+    )
+    add(
+        "--prefer",
+        metavar="FAMILY",
+        default="",
+        help="of a name's addresses: ipv4 or ipv6 first, ipv4-only or ipv6-only"
+        " (as the system orders them)",
+    )
+    add(
+        "--allow",
+        metavar="RANGE",
+        action="append",
+        default=[],
+        help="let clients that are not on loopback reach this network (10.1.0.0/16) or kind of"
+        " address (private, loopback, ... or all), which they may not; may be given again",
+    )
+    add("--allow-bind", action="store_true", help="offer BIND, in which the proxy listens")
+    add(
+        "--bind-anyone",
+        action="store_true",
+        help="let a client that names no peer in BIND have whoever connects",
+    )
+    add(
+        "--bind-timeout",
+        metavar="S",
+        type=seconds,
+        default=180.0,
+        help="for the peer of a BIND to connect (180)",
+    )
+    add("--no-udp", dest="udp", action="store_false", help="do not offer UDP ASSOCIATE")
+    add(
+        "--udp-ports",
+        metavar="A-B",
+        type=port_range,
+        help="where clients send their datagrams to (any free port)",
+    )
+    add(
+        "--udp-address",
+        metavar="ADDRESS",
+        help="tell clients to send datagrams to this address, as behind NAT"
+        " (the one they have connected to)",
+    )
+    add(
+        "--udp-full-cone",
+        action="store_true",
+        help="pass on datagrams from anybody, not only from where the client has sent to",
+    )
+    add(
+        "--udp-timeout",
+        metavar="S",
+        type=seconds,
+        default=300.0,
+        help="without a datagram either way (300)",
+    )
+    add(
+        "--udp-per-client",
+        metavar="N",
+        type=whole,
+        default=64,
+        help="UDP associations that one client address may have at once (64)",
+    )
     add("-q", dest="quiet", action="store_true", help="log errors only")
     add(
         "--open",
@@ -275,6 +341,17 @@ def to_config(options: argparse.Namespace) -> Config:
         name: getattr(options, name)
         for name in (
             "source",
+            "prefer",
+            "allow",
+            "allow_bind",
+            "bind_anyone",
+            "bind_timeout",
+            "udp",
+            "udp_ports",
+            "udp_address",
+            "udp_full_cone",
+            "udp_timeout",
+            "udp_per_client",
             "users_file",
             "strict_methods",
             "open",
@@ -385,6 +462,13 @@ def whole(text: str) -> int:
 
 def thread_count(text: str) -> int:
     return (os.cpu_count() or 1) if text == "auto" else in_range(whole(text), text, THREADS_MAX)
+
+
+def port_range(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not (dash and is_port(first) and is_port(last)):
+        raise argparse.ArgumentTypeError(f"{text}: must be A-B, as 40000-40100")
+    return int(first), int(last)
 
 
 def size(text: str) -> int:

@@ -49,6 +49,10 @@ class AuthError(SocksError):
     """The client did not prove who it is; its method's own refusal was sent."""
 
 
+class TooManyLogins(AuthError):
+    """What the client claims was not looked at: others come first, or it failed too often."""
+
+
 class ClientGone(SocksError):
     """The client left, or stayed silent past its deadline."""
 

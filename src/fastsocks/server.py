@@ -14,15 +14,17 @@ from typing import Any
 
 from fastsocks import engine as engines
 from fastsocks.addresses import Judge
+from fastsocks.associate import Associations
 from fastsocks.auth import Custom, Users
+from fastsocks.bind import Binder
 from fastsocks.config import Config, Listener
 from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
 from fastsocks.quiet import QuietLog
-from fastsocks.resolve import Resolver, family_of
-from fastsocks.session import Session
+from fastsocks.resolve import Resolver
+from fastsocks.session import Session, Stages
 
 log = logging.getLogger("fastsocks")
 
@@ -75,18 +77,7 @@ class Server:
                 sock.close()
             raise
         self.addresses = [sock.getsockname()[:2] for sock in listeners]
-        self._resolver = Resolver()
-        sources = {family_of(config.source): config.source} if config.source else {}
-        judge = Judge((), self.addresses)
-        dialer = Dialer(self.engine, self._resolver, judge, config.connect_timeout, sources)
-        self._session = Session(
-            self.engine,
-            self._users,
-            dialer,
-            self._quiet,
-            config.strict_methods,
-            config.handshake_timeout,
-        )
+        self._session = self._make_session(config, self.engine)
         self._loop = loop
         for sock in listeners:
             self.engine.listen(sock, self._on_client)
@@ -127,8 +118,35 @@ class Server:
         self._resolver.close()
         self._users.close()
 
+    def _make_session(self, config: Config, engine: Engine) -> Session:
+        judge = Judge(config.allow, self.addresses)
+        sources = config.sources
+        self._resolver = resolver = Resolver(config.prefer)
+        stages = Stages(
+            users=self._users,
+            dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources, config.prefer),
+            binder=Binder(engine, resolver, judge, sources, config.bind_anyone, config.bind_timeout)
+            if config.allow_bind
+            else None,
+            associations=Associations(
+                engine,
+                resolver,
+                judge,
+                sources,
+                config.udp_address,
+                config.udp_per_client,
+                config.connect_timeout,
+            )
+            if config.udp
+            else None,
+        )
+        return Session(engine, stages, self._quiet, config.strict_methods, config.handshake_timeout)
+
     def _on_client(self, client: Conn) -> None:
-        self._tasks[client] = self._loop.create_task(self._serve(client))
+        # create_task() would make up and format a name for each.
+        self._tasks[client] = asyncio.Task(
+            self._serve(client), loop=self._loop, name="fastsocks session"
+        )
 
     async def _serve(self, client: Conn) -> None:
         try:
@@ -140,6 +158,9 @@ class Server:
             self._tasks.pop(client, None)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
+        for flow, *_ in ended:
+            if flow.on_end is not None:
+                flow.on_end()
         if log.isEnabledFor(logging.DEBUG):
             for flow, up, down, reason, error in ended:
                 why = f" ({os.strerror(error)})" if error else ""

@@ -310,6 +310,27 @@ async def test_nobody_waits_while_a_password_is_checked(
     assert await client.to_end() == b"\x01\x01"
 
 
+async def test_stopping_while_a_password_is_checked(
+    serve, dial, say, file, monkeypatch, until, caplog
+):
+    go_on, checking = threading.Event(), threading.Event()
+
+    def check(stored, secret):
+        checking.set()
+        return go_on.wait(30)
+
+    monkeypatch.setattr(auth, "check", check)
+    try:
+        async with serve(users_file=file) as server:
+            client = await dial(server)
+            await client.send(b"\x05\x01\x02" + say.login(b"alice", WRONG))
+            await until(checking.is_set, "a check is under way")
+        assert await client.ended()
+    finally:
+        go_on.set()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_reload_while_serving(filed, dial, say, echo, log_in, file, hashed, caplog):
     client = await dial(filed)
     await client.send(b"\x05\x01\x02" + say.login(b"alice", b"correct horse"))

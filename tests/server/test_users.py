@@ -11,7 +11,7 @@ import pytest
 
 from fastsocks import auth, passwords
 from fastsocks.auth import CHECKS_MAX, CHECKS_PER_ADDRESS, REMEMBERED, Users, choose_method
-from fastsocks.errors import AuthError, ConfigError
+from fastsocks.errors import ConfigError, TooManyLogins
 
 HERE, THERE = ("192.0.2.1", 1234), ("198.51.100.1", 1234)
 RIGHT, WRONG = b"correct horse", b"battery staple"
@@ -247,7 +247,7 @@ async def test_one_address_cannot_take_all_the_checks(users, world):
         for number in range(CHECKS_PER_ADDRESS)
     ]
     await asyncio.sleep(0)
-    with pytest.raises(AuthError, match="too many"):
+    with pytest.raises(TooManyLogins, match="too many"):
         await users.verify(HERE, b"alice", b"one more")
     other = asyncio.ensure_future(users.verify(THERE, b"alice", RIGHT))
     await asyncio.sleep(0)
@@ -263,7 +263,7 @@ async def test_a_busy_pool_refuses_and_recovers(users, world):
         for number in range(CHECKS_MAX)
     ]
     await asyncio.sleep(0)
-    with pytest.raises(AuthError, match="too many"):
+    with pytest.raises(TooManyLogins, match="too many"):
         await users.verify(HERE, b"alice", RIGHT)
     world.go_on.set()
     await asyncio.gather(*tries)
@@ -307,7 +307,7 @@ async def test_guesses_in_parallel_are_not_even_looked_at(users, world):
     looked_at = len(world.checked)
     tries = [users.verify(HERE, b"alice", RIGHT) for _ in range(50)]
     told = await asyncio.gather(*tries, return_exceptions=True)
-    assert sum(isinstance(one, AuthError) for one in told) == 48
+    assert sum(isinstance(one, TooManyLogins) for one in told) == 48
     assert max(world.slept) <= 5
     assert len(world.checked) <= looked_at + 2
 
@@ -329,12 +329,14 @@ async def test_passwords_in_clear_are_guarded_as_well(world):
 
 async def test_a_new_password_holds_from_the_next_second(users, world, file, hashed):
     assert await users.verify(HERE, b"alice", RIGHT)
+    assert await users.verify(HERE, b"bob", b"bob")
     change(file, f"alice:{hashed(b'new')}\n")
     assert users.check_now(HERE, b"alice", RIGHT) is True  # not looked at yet
     world.now += 1
     assert users.check_now(HERE, b"alice", RIGHT) is None
     assert not await users.verify(HERE, b"alice", RIGHT)
     assert await users.verify(HERE, b"alice", b"new")
+    assert users.check_now(THERE, b"bob", b"bob") is None
     assert not await users.verify(HERE, b"bob", b"bob")
 
 
@@ -416,3 +418,24 @@ async def test_the_pool_ends_with_the_users(users, world, until):
 
 def pool_threads() -> list[threading.Thread]:
     return [one for one in threading.enumerate() if one.name.startswith("fastsocks-auth")]
+
+
+def test_the_loop_may_be_gone_before_a_check_ends(world, file, caplog):
+    """Told to stop in the middle of a login: nothing to be read in the log about it."""
+    world.go_on.clear()
+
+    async def stop_early():
+        users = Users({}, str(file), world.clock, world.sleep)
+        login = asyncio.ensure_future(users.verify(HERE, b"alice", RIGHT))
+        while not world.checked:
+            await asyncio.sleep(0.001)
+        login.cancel()
+        users.close()
+
+    asyncio.run(stop_early())
+    threads = pool_threads()
+    assert threads
+    world.go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert caplog.text == ""
