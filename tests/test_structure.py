@@ -40,7 +40,7 @@ IMPURE = {
     "time",
     "uvloop",
 }
-STAGES = {"auth", "resolve", "dial"}
+STAGES = {"auth", "resolve", "dial", "ident"}
 # Who may know which stage: the session runs them, the server makes them, dial resolves.
 STAGE_USERS = {"session": STAGES, "server": STAGES, "dial": {"resolve"}}
 # Modules in C are the native engine, however many it is cut into.
@@ -138,7 +138,7 @@ def test_stages_meet_in_the_session_only(path):
 
 
 def test_the_session_is_where_they_meet():
-    assert {"auth", "dial"} <= own(PACKAGE / "session.py")
+    assert {"auth", "dial", "ident"} <= own(PACKAGE / "session.py")
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=label)

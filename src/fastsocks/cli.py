@@ -238,6 +238,21 @@ def build_parser() -> argparse.ArgumentParser:
         help="connections held at once (as many as there are descriptors for)",
     )
     add(
+        "--ident",
+        metavar="RANGE[=NAME;...]",
+        action="append",
+        default=[],
+        help="serve clients from RANGE only, if given names only users that their identd"
+        " (RFC 1413) calls so; may be given again, the first range with the client decides",
+    )
+    add(
+        "--ident-timeout",
+        metavar="S",
+        type=seconds,
+        default=3.0,
+        help="for a client's identd to answer (3)",
+    )
+    add(
         "--log-level",
         metavar="LEVEL",
         default="info",
@@ -273,6 +288,8 @@ def to_config(options: argparse.Namespace) -> Config:
             "half_closed_timeout",
             "grace",
             "max_sessions",
+            "ident",
+            "ident_timeout",
         )
     }
     password, source = read_password(options)

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
+from fastsocks.ranges import Rule, parse_rule
 
 ENGINES = ("auto", "native", "python")
 RELAYS = ("auto", "copy", "splice")
 
 SECONDS_MAX = 10**9
+IDENT_SECONDS_MIN = 0.001  # no limit would let an identd hold sessions for ever
 THREADS_MAX = 1024
 COUNT_MAX = 10**6
 PIPE_SIZE_MIN, PIPE_SIZE_MAX = 1 << 16, 1 << 30
@@ -48,6 +50,8 @@ class Config:
     half_closed_timeout: float = 60.0
     grace: float = 10.0
     max_sessions: int | None = None
+    ident: Sequence[str] = ()
+    ident_timeout: float = 3.0
 
     def __post_init__(self) -> None:
         one_of("engine", self.engine, ENGINES)
@@ -60,6 +64,12 @@ class Config:
             "grace",
         ):
             within(name, getattr(self, name), 0, SECONDS_MAX)
+        within("ident_timeout", self.ident_timeout, IDENT_SECONDS_MIN, SECONDS_MAX)
+        for text in self.ident:
+            try:
+                parse_rule(text)
+            except ValueError as error:
+                raise ConfigError(f"ident {text}: {error}") from None
         within("relay_threads", self.relay_threads, 0, THREADS_MAX)
         if self.max_pipes is not None:
             within("max_pipes", self.max_pipes, 0, COUNT_MAX)
@@ -83,6 +93,10 @@ class Config:
     def listeners(self) -> list[Listener]:
         return [parse_listener(text) for text in self.listen]
 
+    @property
+    def ident_rules(self) -> list[Rule]:
+        return [parse_rule(text) for text in self.ident]
+
     def settings(self) -> Settings:
         """What the engine has to know, with the defaults that depend on the machine."""
         pipes = default_max_pipes(self.pipe_size) if self.max_pipes is None else self.max_pipes
@@ -101,11 +115,14 @@ class Config:
         """Most open proxies of the world are an accident of this kind."""
         if self.users or self.open:
             return
+        rules = self.ident_rules
+        if rules and not any(one.ranges.is_everyone and one.names is None for one in rules):
+            return
         for host, port in self.listeners:
             if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
                 raise ConfigError(
                     f"listen {host}:{port}: anyone who reaches this address could use the proxy;"
-                    " configure a user, listen on loopback, or say --open (open=True)"
+                    " configure a user or ident ranges, listen on loopback, or say --open (open=True)"
                 )
 
 

@@ -19,6 +19,7 @@ from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
+from fastsocks.ident import Ident
 from fastsocks.quiet import QuietLog
 from fastsocks.resolve import Resolver
 from fastsocks.session import Session
@@ -73,7 +74,9 @@ class Server:
             raise
         self._resolver = Resolver()
         dialer = Dialer(self.engine, self._resolver, config.connect_timeout, config.source)
-        self._session = Session(self.engine, Users(config.users), dialer, self._quiet)
+        self._ident = Ident(self.engine, config.ident_rules, config.ident_timeout)
+        users = Users(config.users)
+        self._session = Session(self.engine, users, dialer, self._quiet, self._ident)
         self._loop = loop
         self.addresses = [sock.getsockname()[:2] for sock in listeners]
         for sock in listeners:
@@ -108,6 +111,7 @@ class Server:
         self.engine = None
         engine.close()
         self._resolver.close()
+        self._ident.close()
 
     def _on_client(self, client: Conn) -> None:
         self._tasks[client] = self._loop.create_task(self._serve(client))

@@ -15,6 +15,7 @@ from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import AuthError, ClientGone, ProtocolError, Reply, SocksError
 from fastsocks.flow import Flow, endpoint
+from fastsocks.ident import Ident
 from fastsocks.proto import foreign, wire
 from fastsocks.proto.machine import Credentials, Machine, Methods
 from fastsocks.proto.socks4 import Socks4
@@ -32,12 +33,15 @@ log = logging.getLogger("fastsocks.session")
 class Session:
     """What all sessions of a server share. ``run`` is one of them."""
 
-    def __init__(self, engine: Engine, users: Users, dialer: Dialer, quiet: QuietLog) -> None:
+    def __init__(
+        self, engine: Engine, users: Users, dialer: Dialer, quiet: QuietLog, ident: Ident
+    ) -> None:
         self._engine = engine
         self._users = users
         self._login_needed = bool(users)
         self._dialer = dialer
         self._quiet = quiet
+        self._ident = ident
 
     async def run(self, client: Conn) -> None:
         """Ends when the client is relayed or gone; raises nothing a peer can cause."""
@@ -84,14 +88,24 @@ class Session:
                     raise ClientGone("left during the handshake")
                 machine.feed(data)
             elif isinstance(event, Methods):
-                await client.send(machine.choose(self._choose_method(event.offered)))
+                method = self._choose_method(event.offered)
+                if self._ident:
+                    await self._identify(client, flow, None)
+                await client.send(machine.choose(method))
             else:
                 self._authenticate(event, flow)
                 await client.send(machine.verdict(True))
         if self._login_needed and isinstance(machine, Socks4):
             # Its user id proves nothing.
             raise AuthError("SOCKS4 cannot authenticate, and users are configured")
+        if self._ident and isinstance(machine, Socks4):
+            await self._identify(client, flow, event.user)
         return event
+
+    async def _identify(self, client: Conn, flow: Flow, user_id: bytes | None) -> None:
+        name = await self._ident.admit(client, user_id)
+        if name is not None:
+            flow.user = name.strip().decode("utf-8", "replace")
 
     def _choose_method(self, offered: bytes) -> int:
         """With users configured only user/password will do. Without, "none" wins;
