@@ -122,7 +122,7 @@ class Config:
             if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
                 raise ConfigError(
                     f"listen {host}:{port}: anyone who reaches this address could use the proxy;"
-                    " configure a user or ident ranges, listen on loopback, or say --open (open=True)"
+                    " configure a user or --ident ranges, listen on loopback, or say --open"
                 )
 
 
@@ -167,7 +167,7 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ConfigError(f"{name} {value}: must be one of {', '.join(allowed)}")
 
 
-def within(name: str, value: float, least: int, most: int) -> None:
+def within(name: str, value: float, least: float, most: float) -> None:
     # NaN compares false with everything, so it is refused here as well.
     if not least <= value <= most:
         raise ConfigError(f"{name} {value}: must be {least} to {most}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastsocks.engine import Conn, Engine
-from fastsocks.errors import IdentError, IdentReply, Reply
+from fastsocks.errors import IdentError, IdentReply
 from fastsocks.flow import printable
 from fastsocks.hosts import Hosts
 from fastsocks.proto import ident as rfc1413
