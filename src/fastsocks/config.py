@@ -50,6 +50,9 @@ class Config:
     half_closed_timeout: float = 60.0
     grace: float = 10.0
     max_sessions: int | None = None
+    allow_bind: bool = False
+    bind_timeout: float = 180.0
+    udp_timeout: float = 300.0
     ident: Sequence[str] = ()
     ident_timeout: float = 3.0
 
@@ -62,6 +65,8 @@ class Config:
             "idle_timeout",
             "half_closed_timeout",
             "grace",
+            "bind_timeout",
+            "udp_timeout",
         ):
             within(name, getattr(self, name), 0, SECONDS_MAX)
         within("ident_timeout", self.ident_timeout, IDENT_SECONDS_MIN, SECONDS_MAX)
