@@ -126,8 +126,8 @@ class Ranges:
                 self._spans.append(Span(position, position))
         else:
             raise ValueError(
-                f'"{entry}" must be an address, a network, a name or FROM:TO'
-                " (FROM-TO for IPv6 addresses)"
+                f'"{entry}" must be an address, a network, a name or FROM:TO (FROM-TO for'
+                " IPv6 addresses); addresses have neither scope nor brackets here"
             )
 
     def _add_pair(self, first: str, last: str) -> None:

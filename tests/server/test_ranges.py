@@ -58,7 +58,7 @@ def test_numeric(text, inside, outside):
         (".com.1", "domain"),
         ("under score!", "host name"),
         ("*.example.com", "host name"),
-        ("[::1]", ""),
+        ("[::1]", "brackets"),
     ],
 )
 def test_what_is_no_range(text, hint):
