@@ -40,7 +40,7 @@ IMPURE = {
     "time",
     "uvloop",
 }
-STAGES = {"addresses", "associate", "auth", "bind", "resolve", "dial"}
+STAGES = {"addresses", "associate", "auth", "bind", "resolve", "dial", "ident"}
 # Who may know which stage: the session runs them, the server makes them, whoever lets a
 # client reach an address resolves and has it judged, the configuration is checked by those
 # who use it, and what a program may pass to a stage is public.
@@ -48,7 +48,7 @@ STAGE_USERS = {
     "__init__": {"auth"},
     "session": STAGES,
     "server": STAGES,
-    **dict.fromkeys(["associate", "bind", "dial", "config"], {"addresses", "resolve"}),
+    **{module: {"addresses", "resolve"} for module in ("associate", "bind", "config", "dial")},
 }
 # What the stage auth stands on.
 HELPERS = ["backoff", "passwords", "users_file"]
@@ -147,7 +147,7 @@ def test_stages_meet_in_the_session_only(path):
 
 
 def test_the_session_is_where_they_meet():
-    assert {"associate", "auth", "bind", "dial"} <= own(PACKAGE / "session.py")
+    assert {"associate", "auth", "bind", "dial", "ident"} <= own(PACKAGE / "session.py")
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=label)
