@@ -420,7 +420,7 @@ cdef void flush(Relay *relay, Assoc *assoc) noexcept nogil:
         elif errno == EAGAIN or errno == ENOBUFS:
             count_u64(&udp.stats.full, out.segments[at])
             at += 1
-        elif out.segments[at] > 1 and (errno == EINVAL or errno == EIO):
+        elif out.segments[at] > 1 and (errno == EINVAL or errno == EMSGSIZE or errno == EIO):
             send_apart(relay, assoc, at)
             at += 1
         elif not again and errno != EMSGSIZE:
@@ -435,8 +435,8 @@ cdef void flush(Relay *relay, Assoc *assoc) noexcept nogil:
 
 cdef void send_apart(Relay *relay, Assoc *assoc, uint32_t which) noexcept nogil:
     """The kernel will not cut this message up: its datagrams are sent one by one, and
-    the socket is not asked again. It refuses as well what is longer than the path
-    takes in one packet, so shorter ones get their chance."""
+    the socket is not asked again. It also refuses (EINVAL, on newer ones EMSGSIZE)
+    datagrams longer than the path's packets, so shorter ones get their chance."""
     cdef Udp *udp = <Udp *>relay.guests
     cdef Scratch *out = udp.scratch
     cdef msghdr message = out.outbox[which].msg_hdr
@@ -446,7 +446,7 @@ cdef void send_apart(Relay *relay, Assoc *assoc, uint32_t which) noexcept nogil:
     cdef uint32_t header = (out.total[which] - out.payload[which]) // out.segments[which]
     cdef size_t size
     assoc.segment_most[out.leg] = \
-        segment - 1 if errno == EINVAL and segment > MTU_LEAST else 0
+        segment - 1 if errno != EIO and segment > MTU_LEAST else 0
     message.msg_control = NULL
     message.msg_controllen = 0
     while vector < end:
