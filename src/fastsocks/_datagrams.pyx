@@ -84,11 +84,11 @@ cdef class Association:
 cdef class Datagrams:
     """The associations of one engine; for _front.pyx alone."""
 
-    def __cinit__(self, settings):
+    def __init__(self, settings):
         self.settings = settings
         if getrandom(self.key, sizeof(self.key), 0) < <ssize_t>sizeof(self.key):
             raise os_error(errno)
-        self.next_port = random.randrange(1 << 16)  # noqa: S311 -- only to spread them
+        self.next_port = random.randrange(1 << 16)
 
     def __dealloc__(self):
         cdef uint32_t i
