@@ -254,6 +254,46 @@ async def test_only_a_few_questions_at_once(make_place):
     await place.rig.until(lambda: len(questions) == 17, "asked again")
 
 
+async def test_nothing_is_asked_where_nothing_can_wait(make_place, payload):
+    """Else each datagram too large to wait would leave a destination that nobody answers
+    for, until none of those that are remembered could be forgotten."""
+    place = make_place()
+    questions = []
+    client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
+    client.send(payload(60_000), target.address)
+    await place.rig.until(lambda: questions, "asked")
+    for number in range(3000):
+        client.send(payload(6_000), (f"n{number}.example", 53))
+        await client.drops("full", number + 1)
+    assert len(questions) == 1
+    association, *what = questions[0]
+    association.answer(*what, target.address, 0)
+    assert await target.recv() == payload(60_000)
+
+
+async def test_old_verdicts_are_not_all_asked_for_at_once(make_place):
+    place = make_place()
+    target = place.target()
+    questions = []
+
+    def judge(association, *what):
+        if len(client.asked) <= 60:
+            association.answer(*what, target.address, 0.001)
+        else:
+            questions.append(what)
+
+    client = place.client(on_ask=judge)
+    names = [(f"n{number}.example", 53) for number in range(60)]
+    for name in names:
+        client.send(b"x", name)
+        await target.recv()
+    await asyncio.sleep(0.02)
+    for name in names:
+        client.send(b"x", name)
+    await client.drops("full", 60 - 16)
+    await place.rig.until(lambda: len(questions) == 16, "asked")
+
+
 async def test_a_client_that_sends_everywhere(make_place):
     """More destinations than are remembered: the least used are forgotten, and asked for
     again when they come back."""
@@ -338,5 +378,6 @@ async def test_an_error_in_the_judge_is_reported(make_place):
 
     client, target = place.client(on_ask=judge), place.target()
     client.send(b"x", ("127.0.0.1", 9))
+    await client.drops("denied", 1)
     await client.ping(target)
     await place.rig.until(lambda: reported, "reported")
