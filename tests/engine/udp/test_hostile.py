@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import errno
+import random
 import socket
 
 import pytest
+
+from fastsocks.proto import udp
+
+PATIENCE = 20.0
 
 # -- who may send ------------------------------------------------------------
 
@@ -381,3 +387,31 @@ async def test_an_error_in_the_judge_is_reported(make_place):
     await client.drops("denied", 1)
     await client.ping(target)
     await place.rig.until(lambda: reported, "reported")
+
+
+async def test_random_octets_are_read_as_the_codec_reads_them(make_place):
+    """Header by header against fastsocks.proto.udp, which has tests of its own."""
+    place = make_place()
+    client = place.client(on_ask=lambda association, *what: association.answer(*what, None, 0))
+    chance = random.Random(3)
+    expected = collections.Counter()
+    asked = set()
+    for number in range(600):
+        data = bytearray(chance.randbytes(chance.choice([0, 3, 4, 5, 9, 10, 21, 22, 40, 300])))
+        if len(data) > 4 and chance.random() < 0.8:
+            data[2] = chance.choice([0, 0, 0, 1])
+            data[3] = chance.choice([1, 3, 4, 4, 5])
+            data[4] = chance.choice([data[4], 0, len(data) - 7 & 0xFF])
+        parsed = udp.parse(bytes(data))
+        if isinstance(parsed, udp.Datagram):
+            asked.add((parsed.atyp, parsed.raw, parsed.port))
+        expected["denied" if isinstance(parsed, udp.Datagram) else parsed.value] += 1
+        client.send_raw(data)
+        await place.rig.until(
+            lambda done=number + 1: sum(client.dropped(why) for why in expected) == done,
+            f"datagram {number} dropped as foreseen",
+            PATIENCE,
+        )
+        assert {why: client.dropped(why) for why in expected} == expected, data.hex()
+    assert set(client.asked) == asked
+    assert min(expected.values()) > 20
