@@ -53,7 +53,8 @@ STAGE_USERS = {
 # What the stage auth stands on.
 HELPERS = ["backoff", "passwords", "users_file"]
 # Modules in C are the native engine, however many it is cut into.
-ENGINES = {"pure", *(path.stem for path in CYTHON if path.suffix == ".pyx")}
+PYTHON_ENGINE = {"pure", "pure_udp"}
+ENGINES = {*PYTHON_ENGINE, *(path.stem for path in CYTHON if path.suffix == ".pyx")}
 MACHINES = {"proto.socks4", "proto.socks5", "proto.foreign"}
 
 IMPORT_LINE = re.compile(r"^\s*(?:from\s+(\S+)\s+c?import\s+(\w+)|c?import\s+(\S+))")
@@ -179,7 +180,9 @@ def test_errors_know_nothing():
 @pytest.mark.parametrize("path", PYTHON, ids=label)
 def test_only_the_chooser_knows_the_engines(path):
     known = own(path) & ENGINES
-    assert not known or name(path) in {"engine", "pure", "pure_udp"}
+    if name(path) in PYTHON_ENGINE:
+        known -= PYTHON_ENGINE
+    assert not known or name(path) == "engine"
 
 
 @pytest.mark.parametrize("module", ["engine", "pure"])
@@ -188,6 +191,12 @@ def test_engines_do_not_know_socks(module):
     known = own(PACKAGE / f"{module}.py")
     assert not known & above
     assert not [one for one in known if one.startswith("proto")]
+
+
+def test_of_socks_the_python_engine_knows_the_header_of_datagrams():
+    known = own(PACKAGE / "pure_udp.py")
+    assert not known & (STAGES | {"session", "server", "config", "cli", "flow"})
+    assert {one for one in known if one.startswith("proto.")} <= {"proto.udp", "proto.wire"}
 
 
 @pytest.mark.parametrize("path", CYTHON, ids=label)

@@ -28,6 +28,7 @@ cdef class Datagrams:
     cdef uint64_t key[2]
     cdef uint64_t made
     cdef uint32_t next_port
+    cdef bint closed            # the relays are gone
 
     cdef int bind_client_socket(self, str host) except -1
     cdef UdpCommand *new_command(self, Association association, UdpOrder order) except NULL

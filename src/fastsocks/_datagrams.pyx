@@ -14,7 +14,7 @@ import random
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -34,6 +34,7 @@ cdef tuple REASONS = (
 
 cdef enum:
     ATYP_NAME = 3
+    DENIED_FOR = 1              # seconds, after an error in on_ask
 
 
 @cython.final
@@ -53,7 +54,7 @@ cdef class Association:
         cdef socklen_t length = 0
         cdef Py_ssize_t size = PyBytes_GET_SIZE(raw)
         cdef char *wire
-        if self.relay == NULL or size > 255:
+        if self.relay == NULL or self.owner.closed or size > 255:
             return
         if address is not None:
             length = parse_endpoint(address[0], address[1], &target)
@@ -84,11 +85,11 @@ cdef class Association:
 cdef class Datagrams:
     """The associations of one engine; for _front.pyx alone."""
 
-    def __cinit__(self, settings):
+    def __init__(self, settings):
         self.settings = settings
         if getrandom(self.key, sizeof(self.key), 0) < <ssize_t>sizeof(self.key):
             raise os_error(errno)
-        self.next_port = random.randrange(1 << 16)  # noqa: S311 -- only to spread them
+        self.next_port = random.randrange(1 << 16)
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -96,16 +97,17 @@ cdef class Datagrams:
             free(self.arena.chunks[i])
 
     cdef int serve_on(self, Relay *relay) except -1:
-        cdef Udp *udp
         cdef int failed = udp_open(relay)
-        if failed < 0:
-            raise os_error(-failed)
-        udp = <Udp *>relay.guests
+        cdef Udp *udp = <Udp *>relay.guests
+        if udp == NULL:
+            raise MemoryError
         udp.arena = &self.arena
         udp.ended = &self.ended
         udp.asked = &self.asked
         udp.idle_ms = <uint64_t>(self.settings.udp_timeout * 1000)
         udp.key[0], udp.key[1] = self.key[0], self.key[1]
+        if failed < 0:
+            raise os_error(-failed)
         return 0
 
     # -- an association begins -----------------------------------------------
@@ -231,7 +233,8 @@ cdef class Datagrams:
         return batch
 
     cdef int put_questions(self, report) except -1:
-        """Asks, oldest first; of associations that have ended nothing is asked."""
+        """Asks, oldest first; of associations that have ended nothing is asked. Where
+        asking fails the answer is no, for a moment: nothing may wait for ever."""
         cdef Question *question = <Question *>take_list(&self.asked)
         cdef Question *first = NULL
         cdef Question *after
@@ -252,12 +255,13 @@ cdef class Datagrams:
                 head = 2 if question.wire[0] == ATYP_NAME else 1
                 raw = PyBytes_FromStringAndSize(
                     question.wire + head, question.wire_length - head - 2)
-                port = PyBytes_FromStringAndSize(question.wire + question.wire_length - 2, 2)
+                port = (<uint8_t>question.wire[question.wire_length - 2] << 8
+                        | <uint8_t>question.wire[question.wire_length - 1])
                 try:
-                    association.on_ask(
-                        association, question.wire[0], raw, int.from_bytes(port, "big"))
+                    association.on_ask(association, question.wire[0], raw, port)
                 except Exception as error:
                     report(error)
+                    association.answer(question.wire[0], raw, port, None, DENIED_FOR)
             free(question)
         return 0
 

@@ -917,16 +917,20 @@ cdef class Engine:
         return self.datagrams.open(&client.address, host, sources, on_ask)
 
     def associate(self, Conn client not None, Association association not None, flow):
-        cdef uint64_t handle
+        cdef int fd
         if client.fd < 0 or association.fd < 0:
             raise OSError(EBADF, "associate takes an open connection and a new association")
-        handle = self.datagrams.take(association, client.fd, self.least_busy(), flow)
         if not client.counted:
             self.sessions += 1
         client.counted = False
-        client.leave()
         client.stage = GONE
-        return handle
+        fd = client.leave()
+        try:
+            return self.datagrams.take(association, fd, self.least_busy(), flow)
+        except BaseException:
+            close(fd)
+            self.session_over()
+            raise
 
     def kill(self, uint64_t handle):
         cdef uint32_t index = <uint32_t>handle
@@ -1079,7 +1083,11 @@ cdef class Engine:
         failed = relay_open(relay)
         if failed < 0:
             self.fail_to_start()
-        self.datagrams.serve_on(relay)
+        try:
+            self.datagrams.serve_on(relay)
+        except BaseException:
+            self.close()
+            raise
         if not self.threaded:
             self.loop.add_reader(relay.epfd, self.relay_inline)
         elif pthread_create(&relay.thread, NULL, relay_thread, relay) != 0:
@@ -1140,6 +1148,8 @@ cdef class Engine:
             udp_close(relay)
             relay_close(relay)
         self.relay_count = 0
+        if self.datagrams is not None:
+            self.datagrams.closed = True
         if self.epfd >= 0:
             close(self.wheel.fd)
             close(self.ended_fd)

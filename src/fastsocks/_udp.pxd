@@ -144,7 +144,7 @@ cdef struct UdpStats:
 cdef enum:
     # The longest header before a payload in a reply: 4 and an IPv6 address and a port.
     HEADROOM = 22
-    BATCH = 32                  # messages received at once
+    BATCH = 16                  # messages received at once: 1 MB at most, one turn
     SLOT = 65536 + 640          # not a power of two: slots would share cache sets
     MESSAGES = 64               # sent at once
     VECTORS = 1024

@@ -151,11 +151,14 @@ cdef void forget_address(Assoc *assoc, Destination *destination) noexcept nogil:
 
 
 cdef void evict(Assoc *assoc) noexcept nogil:
-    """The one that has not been used for longest; one that datagrams wait for stays."""
+    """The one that has not been used for longest; one that datagrams wait for stays,
+    and those are few, as nothing is asked where nothing can wait."""
     cdef Destination *victim = assoc.oldest
     cdef Destination **at
-    while victim.verdict == ASKED:
+    while victim != NULL and victim.verdict == ASKED:
         victim = victim.newer
+    if victim == NULL:
+        return
     forget_address(assoc, victim)
     at = bucket_by_wire(assoc, victim.hash)
     while at[0] != victim:
@@ -229,11 +232,15 @@ cdef void ask(Relay *relay, Assoc *assoc, Destination *destination) noexcept nog
         eventfd_write(relay.ended_fd, 1)
 
 
+cdef inline bint can_hold(Assoc *assoc, size_t length) noexcept nogil:
+    return assoc.held < HELD_MOST and assoc.held_octets + length <= HELD_OCTETS
+
+
 cdef bint hold(Assoc *assoc, Destination *destination, char *payload,
                size_t length) noexcept nogil:
     """Keeps a datagram until the verdict; False where there is no room."""
     cdef Held *held
-    if assoc.held >= HELD_MOST or assoc.held_octets + length > HELD_OCTETS:
+    if not can_hold(assoc, length):
         return False
     held = <Held *>malloc(sizeof(Held) + length)
     if held == NULL:
@@ -420,7 +427,7 @@ cdef void flush(Relay *relay, Assoc *assoc) noexcept nogil:
         elif errno == EAGAIN or errno == ENOBUFS:
             count_u64(&udp.stats.full, out.segments[at])
             at += 1
-        elif out.segments[at] > 1 and (errno == EINVAL or errno == EIO):
+        elif out.segments[at] > 1 and (errno == EINVAL or errno == EMSGSIZE or errno == EIO):
             send_apart(relay, assoc, at)
             at += 1
         elif not again and errno != EMSGSIZE:
@@ -435,8 +442,8 @@ cdef void flush(Relay *relay, Assoc *assoc) noexcept nogil:
 
 cdef void send_apart(Relay *relay, Assoc *assoc, uint32_t which) noexcept nogil:
     """The kernel will not cut this message up: its datagrams are sent one by one, and
-    the socket is not asked again. It refuses as well what is longer than the path
-    takes in one packet, so shorter ones get their chance."""
+    the socket is not asked again. It also refuses (EINVAL, on newer ones EMSGSIZE)
+    datagrams longer than the path's packets, so shorter ones get their chance."""
     cdef Udp *udp = <Udp *>relay.guests
     cdef Scratch *out = udp.scratch
     cdef msghdr message = out.outbox[which].msg_hdr
@@ -446,7 +453,7 @@ cdef void send_apart(Relay *relay, Assoc *assoc, uint32_t which) noexcept nogil:
     cdef uint32_t header = (out.total[which] - out.payload[which]) // out.segments[which]
     cdef size_t size
     assoc.segment_most[out.leg] = \
-        segment - 1 if errno == EINVAL and segment > MTU_LEAST else 0
+        segment - 1 if errno != EIO and segment > MTU_LEAST else 0
     message.msg_control = NULL
     message.msg_controllen = 0
     while vector < end:
@@ -570,12 +577,10 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
         hash = <uint32_t>keyed_hash(wire, start - 3, udp.key)
         destination = find_by_wire(assoc, hash, wire, start - 3)
         if destination == NULL:
-            if assoc.held >= HELD_MOST:
-                count_u64(&udp.stats.full, 1)
-                return
-            # Of those in the outbox one may be about to be evicted.
-            flush(relay, assoc)
-            destination = remember(assoc, hash, wire, start - 3)
+            if can_hold(assoc, length - start):
+                # Of those in the outbox one may be about to be evicted.
+                flush(relay, assoc)
+                destination = remember(assoc, hash, wire, start - 3)
             if destination == NULL:
                 count_u64(&udp.stats.full, 1)
                 return
@@ -583,6 +588,9 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
         use(assoc, destination)
     if destination.until_ms and destination.until_ms <= relay.now_ms \
             and destination.verdict != ASKED:
+        if not can_hold(assoc, length - start):
+            count_u64(&udp.stats.full, 1)
+            return
         flush(relay, assoc)
         forget_address(assoc, destination)
         destination.verdict = ASKED

@@ -30,6 +30,7 @@ BUDGET = 32  # datagrams of one socket before the others have a turn
 DESTINATIONS = 1024  # remembered by one association; then the least used goes
 HELD_MOST = 16  # datagrams that wait for verdicts, in one association
 HELD_OCTETS = 1 << 16
+DENIED_FOR = 1.0  # seconds, after an error in on_ask
 BUFFER = 1 << 19  # as asked for; a burst overruns the default
 CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
 
@@ -164,7 +165,7 @@ class Association:
         # Not connected to it: ICMP's word on a reply would then end uvloop's reader.
         self._address, self._port = sender, sender[1]
         key = parsed.atyp, parsed.raw, parsed.port
-        destination = self._find(key)
+        destination = self._find(key, len(data) - parsed.payload)
         if destination is None:
             self._drop("full")
         elif destination.asked:
@@ -174,27 +175,35 @@ class Association:
         else:
             self._send_up(destination.address, data[parsed.payload :])
 
-    def _find(self, key: Key) -> Destination | None:
+    def _find(self, key: Key, octets: int) -> Destination | None:
         """The destination, asked for if it is new or its verdict too old; None where
-        too many datagrams wait to ask for one more."""
+        the datagram could not wait for the answer."""
         destination = self._destinations.get(key)
+        if destination is not None and self._is_valid(destination):
+            self._destinations.move_to_end(key)
+            return destination
+        if not self._can_hold(octets):
+            return None
         if destination is None:
-            if len(self._held) >= HELD_MOST:
-                return None
             if len(self._destinations) >= DESTINATIONS:
                 self._evict()
             destination = self._destinations[key] = Destination()
-        elif not destination.until or self._engine.loop.time() < destination.until:
-            self._destinations.move_to_end(key)
-            return destination
         self._forget_target(destination)
         destination.asked, destination.until = True, 0.0
         self._engine.loop.call_soon(self._ask, key)  # never within the turn of a datagram
         return destination
 
+    def _is_valid(self, destination: Destination) -> bool:
+        return not destination.until or self._engine.loop.time() < destination.until
+
     def _ask(self, key: Key) -> None:
-        if self.is_alive():
+        if not self.is_alive():
+            return
+        try:
             self._on_ask(self, *key)
+        except Exception:
+            self.answer(*key, None, DENIED_FOR)  # nothing may wait for ever
+            raise  # to the loop, which reports it
 
     def _evict(self) -> None:
         """Drops the least used; one that datagrams wait for stays."""
@@ -210,11 +219,14 @@ class Association:
             destination.address = None
 
     def _hold(self, key: Key, payload: bytes) -> None:
-        octets = sum(len(held) for _, held in self._held)
-        if len(self._held) >= HELD_MOST or octets + len(payload) > HELD_OCTETS:
-            self._drop("full")
-        else:
+        if self._can_hold(len(payload)):
             self._held.append((key, payload))
+        else:
+            self._drop("full")
+
+    def _can_hold(self, octets: int) -> bool:
+        held = sum(len(payload) for _, payload in self._held)
+        return len(self._held) < HELD_MOST and held + octets <= HELD_OCTETS
 
     def answer(
         self, atyp: int, raw: bytes, port: int, address: tuple[str, int] | None, ttl: float

@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import errno
+import random
 import socket
 
 import pytest
+
+from fastsocks.proto import udp
+
+PATIENCE = 20.0
 
 # -- who may send ------------------------------------------------------------
 
@@ -254,6 +260,46 @@ async def test_only_a_few_questions_at_once(make_place):
     await place.rig.until(lambda: len(questions) == 17, "asked again")
 
 
+async def test_nothing_is_asked_where_nothing_can_wait(make_place, payload):
+    """Else each datagram too large to wait would leave a destination that nobody answers
+    for, until none of those that are remembered could be forgotten."""
+    place = make_place()
+    questions = []
+    client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
+    client.send(payload(60_000), target.address)
+    await place.rig.until(lambda: questions, "asked")
+    for number in range(3000):
+        client.send(payload(6_000), (f"n{number}.example", 53))
+        await client.drops("full", number + 1)
+    assert len(questions) == 1
+    association, *what = questions[0]
+    association.answer(*what, target.address, 0)
+    assert await target.recv() == payload(60_000)
+
+
+async def test_old_verdicts_are_not_all_asked_for_at_once(make_place):
+    place = make_place()
+    target = place.target()
+    questions = []
+
+    def judge(association, *what):
+        if len(client.asked) <= 60:
+            association.answer(*what, target.address, 0.001)
+        else:
+            questions.append(what)
+
+    client = place.client(on_ask=judge)
+    names = [(f"n{number}.example", 53) for number in range(60)]
+    for name in names:
+        client.send(b"x", name)
+        await target.recv()
+    await asyncio.sleep(0.02)
+    for name in names:
+        client.send(b"x", name)
+    await client.drops("full", 60 - 16)
+    await place.rig.until(lambda: len(questions) == 16, "asked")
+
+
 async def test_a_client_that_sends_everywhere(make_place):
     """More destinations than are remembered: the least used are forgotten, and asked for
     again when they come back."""
@@ -338,5 +384,34 @@ async def test_an_error_in_the_judge_is_reported(make_place):
 
     client, target = place.client(on_ask=judge), place.target()
     client.send(b"x", ("127.0.0.1", 9))
+    await client.drops("denied", 1)
     await client.ping(target)
     await place.rig.until(lambda: reported, "reported")
+
+
+async def test_random_octets_are_read_as_the_codec_reads_them(make_place):
+    """Header by header against fastsocks.proto.udp, which has tests of its own."""
+    place = make_place()
+    client = place.client(on_ask=lambda association, *what: association.answer(*what, None, 0))
+    chance = random.Random(3)
+    expected = collections.Counter()
+    asked = set()
+    for number in range(600):
+        data = bytearray(chance.randbytes(chance.choice([0, 3, 4, 5, 9, 10, 21, 22, 40, 300])))
+        if len(data) > 4 and chance.random() < 0.8:
+            data[2] = chance.choice([0, 0, 0, 1])
+            data[3] = chance.choice([1, 3, 4, 4, 5])
+            data[4] = chance.choice([data[4], 0, len(data) - 7 & 0xFF])
+        parsed = udp.parse(bytes(data))
+        if isinstance(parsed, udp.Datagram):
+            asked.add((parsed.atyp, parsed.raw, parsed.port))
+        expected["denied" if isinstance(parsed, udp.Datagram) else parsed.value] += 1
+        client.send_raw(data)
+        await place.rig.until(
+            lambda done=number + 1: sum(client.dropped(why) for why in expected) == done,
+            f"datagram {number} dropped as foreseen",
+            PATIENCE,
+        )
+        assert {why: client.dropped(why) for why in expected} == expected, data.hex()
+    assert set(client.asked) == asked
+    assert min(expected.values()) > 20

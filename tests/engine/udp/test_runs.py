@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -131,3 +132,17 @@ async def test_inline_and_in_threads_are_the_same(make_native_place, payload):
         for client in clients:
             client.control.close()
         await place.rig.ended(4)
+
+
+def test_what_the_kernel_will_not_cut_is_sent_one_by_one(program):
+    """UDP_SEGMENT is refused for what is longer than the path's packets: those are sent as
+    ever, in fragments, and the shorter ones go on leaving together."""
+    process = program("udp_short_path", prefix=["unshare", "--user", "--map-root-user", "--net"])
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, process.log.read_text()
+    result = json.loads(out)
+    assert [one["intact"] for one in result["rounds"]] == [True] * 5, result
+    assert [one["sends"] > 0 for one in result["rounds"]] == [True, False, True, False, True], (
+        result
+    )
+    assert result["failed"] == 0
