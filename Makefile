@@ -58,7 +58,7 @@ bench-peers: .venv/installed
 	$(BIN)/python bench/suite.py
 
 bench-short: .venv/benched
-	$(BIN)/python -m pytest bench --benchmark-json=bench/results/short.json
+	$(BIN)/python bench/short.py bench --benchmark-json=bench/results/short.json
 
 build: .venv/built
 	$(BIN)/python -m build

@@ -34,8 +34,8 @@ HEAD = """# Benchmarks
 ![fastsocks and its peers](benchmarks.svg)
 
 `make bench-peers` measures this page on your machine (about half an hour; `bench/suite.py --quick`
-takes five minutes). What each workload is and how to read it: [bench/README.md](../bench/README.md).
-Every figure is a median; lowest and highest are in brackets where there were several rounds.
+takes five minutes). What each workload is and how to read it is in
+[bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in brackets where there were several rounds.
 Ratios, in *italics*, are to the system named in the heading. Client, server and origin share the
 CPUs, so compare within a table. `direct` is no proxy at all.
 """

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import render
@@ -23,8 +22,18 @@ from system import HERE
 from workloads import ALL
 
 RESULTS = HERE / "results"
-CORE = "down-1,down-16,up-16,conn,conn-rst,rr-64,udp-64-8,udp-bulk-up".split(",")
-QUICK = "down-1,down-16,up-16,conn,conn-password,fetch-16KB,rr-64,udp-64-8,udp-bulk-up".split(",")
+CORE = ["down-1", "down-16", "up-16", "conn", "conn-rst", "rr-64", "udp-64-8", "udp-bulk-up"]
+QUICK = [
+    "down-1",
+    "down-16",
+    "up-16",
+    "conn",
+    "conn-password",
+    "fetch-16KB",
+    "rr-64",
+    "udp-64-8",
+    "udp-bulk-up",
+]
 SERIOUS = "direct,fastsocks,haproxy,microsocks,dante,go-socks5"
 THREADS = ",".join(f"fastsocks@--relay-threads {n}" for n in (0, 1, 2, 4))
 # One run, since a bar of the second compares it with the first.
