@@ -1,6 +1,6 @@
 """The short benchmarks, in a network namespace where the machine lets us have one.
 
-    python bench/short.py [PYTEST ARGUMENTS]
+python bench/short.py [PYTEST ARGUMENTS]
 """
 
 from __future__ import annotations
