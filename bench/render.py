@@ -35,9 +35,9 @@ HEAD = """# Benchmarks
 
 `make bench-peers` measures this page on your machine (about half an hour; `bench/suite.py --quick`
 takes five minutes). What each workload is and how to read it is in
-[bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in brackets where there were several rounds.
-Ratios, in *italics*, are to the system named in the heading. Client, server and origin share the
-CPUs, so compare within a table. `direct` is no proxy at all.
+[bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in brackets
+where there were several rounds. Ratios are in *italics*. Client, server and origin share the CPUs,
+so compare within a table. `direct` is no proxy at all.
 """
 
 Record = dict[str, Any]
@@ -80,6 +80,7 @@ def _circumstances(record: Record) -> str:
         f" CPython {record['python']},"
         f" {record['congestion_control']}, servers run as {who};"
         f" rounds: {record['rounds']}, of {record['seconds']:g} s.",
+        "",
         *(f"- {note}" for note in record["notes"]),
     ]
     return "\n".join(lines) + "\n"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 
-import namespace
 import pytest
+
+import namespace
 
 if __name__ == "__main__":
     if namespace.possible() or not namespace.outside():
