@@ -40,14 +40,15 @@ IMPURE = {
     "time",
     "uvloop",
 }
-STAGES = {"addresses", "auth", "resolve", "dial"}
-# Who may know which stage: the session runs them, the server makes them, dial resolves
-# and has each address judged, and what a program may pass to one is public.
+STAGES = {"addresses", "associate", "auth", "bind", "resolve", "dial", "ident"}
+# Who may know which stage: the session runs them, the server makes them, whoever lets a
+# client reach an address resolves and has it judged, the configuration is checked by those
+# who use it, and what a program may pass to a stage is public.
 STAGE_USERS = {
     "__init__": {"auth"},
     "session": STAGES,
     "server": STAGES,
-    "dial": {"addresses", "resolve"},
+    **{module: {"addresses", "resolve"} for module in ("associate", "bind", "config", "dial")},
 }
 # What the stage auth stands on.
 HELPERS = ["backoff", "passwords", "users_file"]
@@ -146,7 +147,7 @@ def test_stages_meet_in_the_session_only(path):
 
 
 def test_the_session_is_where_they_meet():
-    assert {"auth", "dial"} <= own(PACKAGE / "session.py")
+    assert {"associate", "auth", "bind", "dial", "ident"} <= own(PACKAGE / "session.py")
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=label)
@@ -178,7 +179,7 @@ def test_errors_know_nothing():
 @pytest.mark.parametrize("path", PYTHON, ids=label)
 def test_only_the_chooser_knows_the_engines(path):
     known = own(path) & ENGINES
-    assert not known or name(path) == "engine"
+    assert not known or name(path) in {"engine", "pure", "pure_udp"}
 
 
 @pytest.mark.parametrize("module", ["engine", "pure"])

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fastsocks import passwd
+from fastsocks import jsocks, passwd
 from fastsocks._version import __version__
 from fastsocks.arguments import Parser
 from fastsocks.config import (
@@ -58,8 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return passwd.main(argv[1:])
     parser = build_parser()
     options = parser.parse_args(argv)
+    migrated = jsocks.Jsocks({}, [])
     try:
-        config = to_config(options)
+        if options.jsocks:
+            migrated = jsocks.load(options.jsocks)
+            # As defaults, so that a flag that is given counts more.
+            parser.set_defaults(**{**migrated.settings, "listen": None, "ident": []})
+            options = parser.parse_args(argv)
+        config = to_config(options, migrated.settings)
     except ConfigError as error:
         parser.error(flag_named(str(error)))
     logging.basicConfig(
@@ -67,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    for warning in migrated.warnings:
+        log.warning("%s", warning)
     raise_descriptor_limit()
     # What is imported by now stays: no collection need look at it again.
     gc.freeze()
@@ -325,6 +333,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="connections held at once (as many as there are descriptors for)",
     )
     add(
+        "--ident",
+        metavar="RANGE[=NAME;...]",
+        action="append",
+        default=[],
+        help="serve clients from RANGE only, if given names only users that their identd"
+        " (RFC 1413) calls so; may be given again, the first range with the client decides",
+    )
+    add(
+        "--ident-timeout",
+        metavar="S",
+        type=seconds,
+        default=3.0,
+        help="for a client's identd to answer (3)",
+    )
+    add(
+        "--jsocks",
+        metavar="FILE",
+        nargs="+",
+        help="take settings from socks.properties files of jsocks; other flags count more",
+    )
+    add(
         "--log-level",
         metavar="LEVEL",
         default="info",
@@ -335,9 +364,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def to_config(options: argparse.Namespace) -> Config:
-    """Raises ConfigError naming the flag."""
-    settings: dict[str, Any] = {
+def to_config(options: argparse.Namespace, migrated: dict[str, Any]) -> Config:
+    """Raises ConfigError naming the flag. ``migrated`` are settings from elsewhere,
+    for those that have no flag or none given."""
+    settings: dict[str, Any] = migrated | {
         name: getattr(options, name)
         for name in (
             "source",
@@ -366,8 +396,10 @@ def to_config(options: argparse.Namespace) -> Config:
             "half_closed_timeout",
             "grace",
             "max_sessions",
+            "ident_timeout",
         )
     }
+    settings["ident"] = [*options.ident, *migrated.get("ident", ())]
     password, source = read_password(options)
     if (options.user is None) != (password is None):
         missing = "-u USER" if options.user is None else f"a password ({LOGIN_SOURCES})"
@@ -377,13 +409,13 @@ def to_config(options: argparse.Namespace) -> Config:
             if not is_credential(text):
                 raise ConfigError(f"{flag}: must have 1 to 255 octets of UTF-8 (RFC 1929)")
         settings["users"] = {options.user: password}
-    settings["listen"] = listeners(options)
+    settings["listen"] = listeners(options, migrated.get("listen", ["127.0.0.1:1080"]))
     return Config(**settings)
 
 
-def listeners(options: argparse.Namespace) -> list[str]:
+def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:
     if options.host is None and options.port is None:
-        return options.listen or ["127.0.0.1:1080"]
+        return options.listen or default
     if options.listen:
         raise ConfigError("--listen and -i/-p say the same thing: use one of them")
     host = "127.0.0.1" if options.host is None else options.host

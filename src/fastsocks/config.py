@@ -16,6 +16,7 @@ from typing import Any
 from fastsocks.addresses import Judge
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
+from fastsocks.ranges import Rule, parse_rule
 from fastsocks.resolve import family_of
 
 ENGINES = ("auto", "native", "python")
@@ -23,6 +24,7 @@ RELAYS = ("auto", "copy", "splice")
 PREFERENCES = ("", "ipv4", "ipv6", "ipv4-only", "ipv6-only")
 
 SECONDS_MAX = 10**9
+IDENT_SECONDS_MIN = 0.001  # no limit would let an identd hold sessions for ever
 THREADS_MAX = 1024
 COUNT_MAX = 10**6
 PIPE_SIZE_MIN, PIPE_SIZE_MAX = 1 << 16, 1 << 30
@@ -69,6 +71,8 @@ class Config:
     half_closed_timeout: float = 60.0
     grace: float = 10.0
     max_sessions: int | None = None
+    ident: Sequence[str] = ()
+    ident_timeout: float = 3.0
 
     def __post_init__(self) -> None:
         one_of("engine", self.engine, ENGINES)
@@ -84,6 +88,12 @@ class Config:
             "udp_timeout",
         ):
             within(name, getattr(self, name), 0, SECONDS_MAX)
+        within("ident_timeout", self.ident_timeout, IDENT_SECONDS_MIN, SECONDS_MAX)
+        for text in self.ident:
+            try:
+                parse_rule(text)
+            except ValueError as error:
+                raise ConfigError(f"ident {text}: {error}") from None
         within("relay_threads", self.relay_threads, 0, THREADS_MAX)
         if self.max_pipes is not None:
             within("max_pipes", self.max_pipes, 0, COUNT_MAX)
@@ -147,6 +157,10 @@ class Config:
     def listeners(self) -> list[Listener]:
         return [parse_listener(text) for text in self.listen]
 
+    @property
+    def ident_rules(self) -> list[Rule]:
+        return [parse_rule(text) for text in self.ident]
+
     def settings(self) -> Settings:
         """What the engine has to know, with the defaults that depend on the machine."""
         pipes = default_max_pipes(self.pipe_size) if self.max_pipes is None else self.max_pipes
@@ -168,11 +182,14 @@ class Config:
         """Most open proxies of the world are an accident of this kind."""
         if self.login_needed or self.open:
             return
+        rules = self.ident_rules
+        if rules and not any(one.ranges.is_everyone and one.names is None for one in rules):
+            return
         for host, port in self.listeners:
             if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
                 raise ConfigError(
                     f"listen {host}:{port}: anyone who reaches this address could use the proxy;"
-                    " configure a user, listen on loopback, or say --open (open=True)"
+                    " configure a user or --ident ranges, listen on loopback, or say --open"
                 )
 
 
@@ -217,7 +234,7 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ConfigError(f"{name} {value}: must be one of {', '.join(allowed)}")
 
 
-def within(name: str, value: float, least: int, most: int) -> None:
+def within(name: str, value: float, least: float, most: float) -> None:
     # NaN compares false with everything, so it is refused here as well.
     if not least <= value <= most:
         raise ConfigError(f"{name} {value}: must be {least} to {most}")

@@ -22,6 +22,7 @@ from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
+from fastsocks.ident import Ident
 from fastsocks.quiet import QuietLog
 from fastsocks.resolve import Resolver
 from fastsocks.session import Session, Stages
@@ -117,13 +118,16 @@ class Server:
         engine.close()
         self._resolver.close()
         self._users.close()
+        self._ident.close()
 
     def _make_session(self, config: Config, engine: Engine) -> Session:
         judge = Judge(config.allow, self.addresses)
         sources = config.sources
         self._resolver = resolver = Resolver(config.prefer)
+        self._ident = Ident(engine, config.ident_rules, config.ident_timeout)
         stages = Stages(
             users=self._users,
+            ident=self._ident,
             dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources, config.prefer),
             binder=Binder(engine, resolver, judge, sources, config.bind_anyone, config.bind_timeout)
             if config.allow_bind

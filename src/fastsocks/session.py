@@ -31,6 +31,7 @@ from fastsocks.errors import (
     reply_for,
 )
 from fastsocks.flow import Flow, endpoint
+from fastsocks.ident import Ident
 from fastsocks.proto import foreign, wire
 from fastsocks.proto.machine import Machine, Methods
 from fastsocks.proto.socks4 import Socks4
@@ -51,6 +52,7 @@ class Stages:
     is not offered has None."""
 
     users: Users | Custom
+    ident: Ident
     dialer: Dialer
     binder: Binder | None = None
     associations: Associations | None = None
@@ -84,6 +86,7 @@ class Session:
                 self._associate, stages.associations
             )
         self._quiet = quiet
+        self._ident = stages.ident if stages.ident else None  # spares a call a session
 
     async def run(self, client: Conn) -> None:
         """Ends when the client is relayed or gone; raises nothing a peer can cause."""
@@ -134,6 +137,8 @@ class Session:
                 method = choose_method(event.offered, login_needed, self._strict_methods)
                 if method is None:
                     raise ProtocolError("no acceptable authentication method offered")
+                if self._ident is not None:
+                    await self._identify(self._ident, client, flow, None)
                 answer = machine.choose(method)
             else:
                 if login_needed:
@@ -144,6 +149,8 @@ class Session:
         # A user id of SOCKS4 proves nothing.
         if login_needed and isinstance(machine, Socks4) and not await self._admitted(client):
             raise AuthError("SOCKS4 cannot authenticate, and users are configured")
+        if self._ident is not None and isinstance(machine, Socks4):
+            await self._identify(self._ident, client, flow, event.user)
         return event
 
     async def _admitted(self, client: Conn) -> bool:
@@ -152,6 +159,13 @@ class Session:
             return False
         async with asyncio.timeout(self._login_timeout):
             return await self._custom.admits(client.peer)
+
+    async def _identify(
+        self, ident: Ident, client: Conn, flow: Flow, user_id: bytes | None
+    ) -> None:
+        name = await ident.admit(client, user_id)
+        if name is not None:
+            flow.user = name.strip().decode("utf-8", "replace")
 
     async def _authenticate(self, client: Conn, claim: Credentials, flow: Flow) -> None:
         granted = self._users.check_now(client.peer, claim.user, claim.password)

@@ -27,8 +27,6 @@ async def refusal(client, stream: bytes) -> bytes:
         (b"\x05\x01\x00\x02\x7f\x00\x00\x01\x00\x50", 8),
         (b"\x05\x01\x00\xff\x7f\x00\x00\x01\x00\x50", 8),
         (b"\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50", 7),
-        (b"\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00", 7),
-        (b"\x05\x03\x00\x04" + bytes(18), 7),
         (b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50", 7),
         (b"\x05\x04\x00\x01\x7f\x00\x00\x01\x00\x50", 7),
         (b"\x05\xf0\x00\x03\x0bexample.com\x00\x00", 7),  # a Tor client that asks for a name
@@ -53,6 +51,15 @@ async def test_code(server, dial, say, books, request_, code):
     client = await dial(server)
     assert await refusal(client, say.no_login + request_) == say.failed(code)
     assert client.data_segments() == 2
+    client.close()
+    await ledger.balance()
+
+
+async def test_udp_that_is_not_offered(serve, dial, say, books):
+    server = await serve(udp=False)
+    ledger = books(server)
+    client = await dial(server)
+    assert await refusal(client, say.no_login + b"\x05\x03\x00\x01" + bytes(6)) == say.failed(7)
     client.close()
     await ledger.balance()
 

@@ -20,7 +20,7 @@ import abc
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastsocks.errors import Reply
+from fastsocks.errors import IdentReply, Reply
 from fastsocks.proto.wire import Credentials, Request
 
 
@@ -65,7 +65,7 @@ class Machine(abc.ABC):
         """The reply for success, with the address the remote sees."""
 
     @abc.abstractmethod
-    def refusal(self, reply: Reply) -> bytes:
+    def refusal(self, reply: Reply | IdentReply) -> bytes:
         """The reply for failure, b"" where none is due."""
 
     def _wait(self) -> Event | None:

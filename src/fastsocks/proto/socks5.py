@@ -13,7 +13,7 @@ lengths are octets of the protocol itself, so no message can exceed 513 octets.
 
 from __future__ import annotations
 
-from fastsocks.errors import ProtocolError, Reply
+from fastsocks.errors import IdentReply, ProtocolError, Reply
 from fastsocks.proto import wire
 from fastsocks.proto.machine import Event, Machine, Methods
 from fastsocks.proto.wire import NO_ACCEPTABLE, NO_AUTH, USER_PASSWORD, Credentials, Request
@@ -73,12 +73,13 @@ class Socks5(Machine):
         atyp = wire.ATYP_IPV6 if len(packed) == 16 else wire.ATYP_IPV4
         return bytes((VERSION, Reply.SUCCEEDED, 0, atyp)) + packed + port.to_bytes(2)
 
-    def refusal(self, reply: Reply) -> bytes:
+    def refusal(self, reply: Reply | IdentReply) -> bytes:
         """The failure reply of the message that is due."""
+        code = reply if isinstance(reply, Reply) else Reply.NOT_ALLOWED
         return {
             "methods": bytes((VERSION, NO_ACCEPTABLE)),
             "auth": AUTH_FAILED,
-            "request": bytes((VERSION, reply, 0)) + UNSPECIFIED,
+            "request": bytes((VERSION, code, 0)) + UNSPECIFIED,
         }.get(self._stage, b"")
 
     # -- reading -----------------------------------------------------------
