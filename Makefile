@@ -11,7 +11,7 @@ SOURCES := pyproject.toml setup.py $(wildcard src/fastsocks/*.pyx src/fastsocks/
 INSTRUMENTED = PYTHONPATH="$(CURDIR)/build/$@/src" PYTHONMALLOC=malloc
 ENGINE_TESTS := tests/engine -k native --ignore=tests/engine/test_threads.py
 
-.PHONY: run test test-pure asan coverage lint format bench build dist wheels-check clean
+.PHONY: run test test-pure asan coverage lint format bench bench-peers bench-short build dist wheels-check clean
 
 run: .venv/installed
 	$(BIN)/fastsocks
@@ -63,6 +63,12 @@ format: .venv/linted
 bench: .venv/installed
 	$(BIN)/python bench/run.py
 
+bench-peers: .venv/installed
+	$(BIN)/python bench/suite.py
+
+bench-short: .venv/benched
+	$(BIN)/python bench/short.py bench --benchmark-json=bench/results/short.json
+
 build: .venv/built
 	$(BIN)/python -m build
 
@@ -86,10 +92,11 @@ clean:
 
 # Each group of tools goes in when a target first asks for it.
 .venv/tested: GROUP := test
+.venv/benched: GROUP := bench
 .venv/linted: GROUP := lint
 .venv/built: GROUP := build
 .venv/instrumented: GROUP := instrument
-.venv/tested .venv/linted .venv/built .venv/instrumented: .venv/installed
+.venv/tested .venv/benched .venv/linted .venv/built .venv/instrumented: .venv/installed
 	$(PIP) --group $(GROUP)
 	touch $@
 

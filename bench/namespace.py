@@ -36,15 +36,25 @@ def outside() -> bool:
     return MARK not in sys.argv
 
 
+def possible() -> bool:
+    try:
+        return subprocess.run([*_unshare(), "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def _unshare() -> list[str]:
+    command = ["unshare", "--net", "--mount"]
+    return command if os.geteuid() == 0 else [*command, "--user", "--map-root-user"]
+
+
 def enter() -> list[str]:
     """Come back inside the namespace, by starting over in it; returns what could not be had."""
     if outside():
-        command = ["unshare", "--net", "--mount"]
         if os.geteuid() == 0:
             _allow(CONGESTION_CONTROLS[0])
-        else:
-            command += ["--user", "--map-root-user"]
-        os.execvp(command[0], [*command, sys.executable, *sys.argv, MARK])
+        command = [*_unshare(), sys.executable, *sys.argv, MARK]
+        os.execvp(command[0], command)
     sys.argv.remove(MARK)
     _bring_up("lo")
     _raise_descriptor_limit()

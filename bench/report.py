@@ -37,8 +37,8 @@ Table = dict[System, Figures]
 
 def short(value: float) -> str:
     """Three digits, and k or M where they help."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if abs(value) >= 10 * size:
+    for unit, size, least in (("M", 1e6, 1e6), ("k", 1e3, 1e4)):
+        if abs(value) >= least:
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 

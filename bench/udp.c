@@ -7,7 +7,7 @@
  *         Binds its ports, prints them as one JSON object, lives until stdin closes.
  *
  *     udp client --echo P --sink P --source P [--socks P] [--seconds S] [--warmup S]
- *                [--rr N | --up N | --down N] [--bytes B] [--window W] [--plain]
+ *                [--rr N | --up N | --down N] [--bytes B] [--window W] [--plain] [--merged]
  *                [--origin A] [--proxy A] [--from A]
  *         Opens N associations, each with its TCP connection and its own socket, keeps each busy
  *         from one loop, and prints as load.c does. Without --socks the origin is spoken to as it
@@ -15,7 +15,8 @@
  *
  * --rr: each association keeps W datagrams of B bytes on their way; the origin mirrors them, and
  * each that comes back is sent anew. They leave by sendmmsg as W datagrams, as from W small
- * programs; whatever the proxy merges, the other ends take and return merged. A datagram not back
+ * programs, or with --merged by UDP_SEGMENT as one run; whatever the proxy merges, the other ends
+ * take and return merged. A datagram not back
  * after LOST_AFTER counts as lost, and its place is taken by a new one.
  *
  * --up, --down: one way, as QUIC does it: the receiver says through the proxy how far it has come,
@@ -57,7 +58,7 @@ static struct {
     uint32_t host, proxy, source;
     int socks, echo_port, sink_port, source_port;
     int rr, up, down;
-    int bytes, window, plain;
+    int bytes, window, plain, merged;
     double seconds, warmup;
 } option = {
     .host = 0x7f000201,   /* 127.0.2.1 */
@@ -413,7 +414,7 @@ static void send_places(struct association *a, const uint32_t *places, int count
     }
     /* What could not be sent will count as lost. */
     seen.sent += (uint64_t)count;
-    send_singly(a->fd, run, count, wire_size, NULL);
+    (option.merged ? send_run : send_singly)(a->fd, run, count, wire_size, NULL);
 }
 
 static void begin_rr(struct association *a) {
@@ -640,6 +641,7 @@ static const struct setting settings[] = {
     {.name = "bytes", .has_arg = required_argument, .integer = &option.bytes},
     {.name = "window", .has_arg = required_argument, .integer = &option.window},
     {.name = "plain", .has_arg = no_argument, .integer = &option.plain},
+    {.name = "merged", .has_arg = no_argument, .integer = &option.merged},
     {.name = "seconds", .has_arg = required_argument, .real = &option.seconds},
     {.name = "warmup", .has_arg = required_argument, .real = &option.warmup},
 };

@@ -95,13 +95,15 @@ def _lost(group: str) -> Callable[[Outcome], float]:
     return of
 
 
-def _udp_rr(size: int, associations: int) -> Workload:
+def _udp_rr(size: int, associations: int, *, merged: bool = False) -> Workload:
     return Workload(
-        name=f"udp-{size}-{associations}",
+        name=f"udp-{size}-{associations}" + "-runs" * merged,
         title=f"UDP ASSOCIATE: {size}-byte datagrams and back,"
-        f" {associations} association{'s' * (associations > 1)}, 16 on their way in each",
+        f" {associations} association{'s' * (associations > 1)}, 16 on their way in each"
+        + ", sent as runs by UDP_SEGMENT"
+        * merged,
         program="udp",
-        main=("--rr", associations, "--bytes", size, "--window", 16),
+        main=("--rr", associations, "--bytes", size, "--window", 16, *("--merged",) * merged),
         metrics=(
             Metric("rate", "round trips/s", True, _rate("rr")),
             # Two datagrams pass the proxy in a round trip.
@@ -276,6 +278,7 @@ ALL = (
     _udp_rr(64, 8),
     _udp_rr(1200, 1),
     _udp_rr(1200, 8),
+    _udp_rr(1200, 8, merged=True),
     _udp_bulk("up"),
     _udp_bulk("down"),
     _bulk("down", 256, wide=True),

@@ -1,0 +1,114 @@
+"""The whole comparison, and its page: every workload against every system, to docs/benchmarks.md.
+
+    python bench/suite.py [--quick] [--wrap COMMAND]
+
+Each part and workload is a run of run.py. What it finds goes to bench/results/PART.json, and
+render.py makes the page and the charts from there: nobody edits a figure by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import render
+from system import HERE
+from workloads import ALL
+
+RESULTS = HERE / "results"
+CORE = ["down-1", "down-16", "up-16", "conn", "conn-rst", "rr-64", "udp-64-8", "udp-bulk-up"]
+QUICK = [
+    "down-1",
+    "down-16",
+    "up-16",
+    "conn",
+    "conn-password",
+    "fetch-16KB",
+    "rr-64",
+    "udp-64-8",
+    "udp-bulk-up",
+]
+SERIOUS = "direct,fastsocks,haproxy,microsocks,dante,go-socks5"
+THREADS = ",".join(f"fastsocks@--relay-threads {n}" for n in (0, 1, 2, 4))
+# One run, since a bar of the second compares it with the first.
+TOGETHER = {"conn-password": "conn"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    name: str
+    workloads: list[str]
+    systems: str
+    flags: tuple[str, ...] = ()
+
+
+FULL = (
+    Part("loopback", [workload.name for workload in ALL], "all"),
+    Part("unprivileged", CORE, SERIOUS, ("--unprivileged",)),
+    Part("veth", CORE, SERIOUS, ("--over", "veth")),
+    Part("threads", ["down-16", "rr-64", "conn", "udp-64-8"], THREADS),
+)
+SHORT = (
+    Part("loopback", QUICK, "all"),
+    Part("veth", ["down-16", "conn", "udp-64-8"], SERIOUS, ("--over", "veth")),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench/suite.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="five minutes, few workloads, one short round each"
+    )
+    parser.add_argument(
+        "--part", metavar="NAME", help="one part only; the page keeps the others as they were"
+    )
+    parser.add_argument("--rounds", type=int, help="of every workload")
+    parser.add_argument(
+        "--wrap", metavar="COMMAND", default="", help="goes before each command that measures"
+    )
+    options = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    for part in SHORT if options.quick else FULL:
+        if options.part in (None, part.name):
+            measure(part, options)
+    render.write_all(RESULTS)
+    return 0
+
+
+def measure(part: Part, options: argparse.Namespace) -> None:
+    whole: dict[str, Any] = {}
+    wide = {workload.name for workload in ALL if workload.wide}
+    for name in part.workloads:
+        together = [TOGETHER[name], name] if name in TOGETHER else [name]
+        rounds = options.rounds or (1 if options.quick else 2 if {*together} & wide else 3)
+        found = _run(part, together, rounds, options)
+        workloads = whole.get("workloads", {}) | {name: found["workloads"][name]}
+        whole = found | {"workloads": workloads, "rounds": "1" if options.quick else "2 or 3"}
+        if options.rounds:
+            whole["rounds"] = str(options.rounds)
+        (RESULTS / f"{part.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def _run(
+    part: Part, workloads: list[str], rounds: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+        command = [*shlex.split(options.wrap), sys.executable, str(HERE / "run.py"), *part.flags]
+        command += ["--only", ",".join(workloads), "--systems", part.systems]
+        command += ["--rounds", str(rounds), "--seconds", "0.4" if options.quick else "0.5"]
+        subprocess.run([*command, "--json", file.name], check=True)
+        found: dict[str, Any] = json.load(file)
+    for workload in found["workloads"].values():
+        for system in workload["systems"].values():
+            del system["outcomes"]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
