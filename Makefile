@@ -4,9 +4,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+EXTENSIONS := $(patsubst src/fastsocks/%.pyx,fastsocks.%,$(wildcard src/fastsocks/*.pyx))
 SOURCES := pyproject.toml setup.py $(wildcard src/fastsocks/*.pyx src/fastsocks/*.pxd src/fastsocks/*.h)
 
-.PHONY: run test lint format bench build clean
+# A build that is not the normal one has a tree of its own under build/.
+INSTRUMENTED = PYTHONPATH="$(CURDIR)/build/$@/src" PYTHONMALLOC=malloc
+ENGINE_TESTS := tests/engine -k native --ignore=tests/engine/test_threads.py
+
+.PHONY: run test test-pure asan coverage lint format bench build dist wheels-check clean
 
 run: .venv/installed
 	$(BIN)/fastsocks
@@ -14,13 +19,33 @@ run: .venv/installed
 test: .venv/tested
 	$(BIN)/python -m pytest
 
+test-pure: .venv/tested
+	FASTSOCKS_PURE=1 $(BIN)/python -m pytest -k "not native" tests/proto tests/engine tests/server tests/test_wheel.py
+
+# The sanitizers' runtime must be there before the interpreter, which is not built with
+# them.
+asan: .venv/tested build/asan/built
+	$(INSTRUMENTED) LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+	    ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 \
+	    UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(BIN)/python -m pytest $(ENGINE_TESTS)
+
+# With the relay on the loop's thread, as no other thread is traced.
+coverage: .venv/tested build/coverage/built
+	$(INSTRUMENTED) FASTSOCKS_TEST_RELAY_THREADS=0 \
+	    $(BIN)/python -m coverage run -m pytest $(ENGINE_TESTS)
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage html
+
 lint: .venv/linted
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest fastsocks._front fastsocks._relay --allowlist stubtest.allow
+	$(BIN)/python -m mypy.stubtest $(EXTENSIONS) --allowlist stubtest.allow
 	$(BIN)/codespell
+	$(BIN)/zizmor --offline --quiet .github/workflows
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: .venv/linted
 	$(BIN)/ruff check --fix
@@ -31,6 +56,12 @@ bench: .venv/installed
 
 build: .venv/built
 	$(BIN)/python -m build
+
+dist: .venv/built
+	$(BIN)/python tools/check_wheels.py dist
+
+wheels-check: .venv/built
+	$(BIN)/python tools/check_wheels.py all
 
 clean:
 	rm -rf .venv build dist src/*.egg-info src/fastsocks/*.so src/fastsocks/*.c bench/.build
@@ -48,6 +79,17 @@ clean:
 .venv/tested: GROUP := test
 .venv/linted: GROUP := lint
 .venv/built: GROUP := build
-.venv/tested .venv/linted .venv/built: .venv/installed
+.venv/instrumented: GROUP := instrument
+.venv/tested .venv/linted .venv/built .venv/instrumented: .venv/installed
 	$(PIP) --group $(GROUP)
+	touch $@
+
+build/asan/built: export FASTSOCKS_SANITIZE := address
+build/coverage/built: export FASTSOCKS_TRACE := 1
+build/%/built: $(SOURCES) $(wildcard src/fastsocks/*.py src/fastsocks/*/*.py) .venv/instrumented
+	rm -rf build/$*
+	mkdir -p build/$*
+	tar c --exclude='*.c' --exclude='*.so' --exclude='*.egg-info' --exclude=__pycache__ \
+	    src setup.py pyproject.toml README.md LICENSE | tar x -C build/$*
+	cd build/$* && $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@

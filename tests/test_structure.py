@@ -40,9 +40,17 @@ IMPURE = {
     "time",
     "uvloop",
 }
-STAGES = {"auth", "resolve", "dial"}
-# Who may know which stage: the session runs them, the server makes them, dial resolves.
-STAGE_USERS = {"session": STAGES, "server": STAGES, "dial": {"resolve"}}
+STAGES = {"addresses", "auth", "resolve", "dial"}
+# Who may know which stage: the session runs them, the server makes them, dial resolves
+# and has each address judged, and what a program may pass to one is public.
+STAGE_USERS = {
+    "__init__": {"auth"},
+    "session": STAGES,
+    "server": STAGES,
+    "dial": {"addresses", "resolve"},
+}
+# What the stage auth stands on.
+HELPERS = ["backoff", "passwords", "users_file"]
 # Modules in C are the native engine, however many it is cut into.
 ENGINES = {"pure", *(path.stem for path in CYTHON if path.suffix == ".pyx")}
 MACHINES = {"proto.socks4", "proto.socks5", "proto.foreign"}
@@ -148,12 +156,12 @@ def test_only_the_session_knows_the_machines(path):
         assert not known or name(path) == "session"
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES | {"session", "errors", "flow", "quiet"}))
+@pytest.mark.parametrize("stage", sorted(STAGES | {"session", "errors", "flow", "quiet", *HELPERS}))
 def test_nothing_below_the_server_knows_it(stage):
     assert not own(PACKAGE / f"{stage}.py") & {"server", "cli", "config", "library"}
 
 
-@pytest.mark.parametrize("stage", ["auth", "dial", "session", "errors", "flow", "quiet"])
+@pytest.mark.parametrize("stage", ["auth", "dial", "session", "errors", "flow", "quiet", *HELPERS])
 def test_no_sockets_outside_engines_resolver_and_server(stage):
     used = roots(PACKAGE / f"{stage}.py")
     assert not used & {"select", "selectors", "socket", "ssl", "uvloop"}

@@ -20,8 +20,11 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from fastsocks._address cimport Address, endpoint_of, os_error, parse_address
+from fastsocks._datagrams cimport Association, Datagrams
 from fastsocks._linux cimport *
 from fastsocks._relay cimport *
+from fastsocks._udp cimport udp_abandon, udp_close
 
 from fastsocks import engine as contract
 from fastsocks.errors import ClientGone
@@ -54,56 +57,6 @@ cdef enum Waiting:
     SEND
     CONNECT
 
-cdef union Address:
-    sockaddr any
-    sockaddr_in v4
-    sockaddr_in6 v6
-    sockaddr_storage storage
-
-
-cdef os_error(int number):
-    return OSError(number, os.strerror(number))
-
-
-cdef tuple endpoint_of(Address *address):
-    """(host, port) as text and number; IPv4-mapped is IPv4, scopes as %name."""
-    cdef char text[64]
-    cdef object host
-    if address.any.sa_family == AF_INET:
-        inet_ntop(AF_INET, &address.v4.sin_addr, text, sizeof(text))
-        return text.decode("ascii"), ntohs(address.v4.sin_port)
-    if address.any.sa_family != AF_INET6:
-        return "", 0
-    if IN6_IS_ADDR_V4MAPPED(&address.v6.sin6_addr):
-        inet_ntop(AF_INET, <char *>&address.v6.sin6_addr + 12, text, sizeof(text))
-        return text.decode("ascii"), ntohs(address.v6.sin6_port)
-    inet_ntop(AF_INET6, &address.v6.sin6_addr, text, sizeof(text))
-    host = text.decode("ascii")
-    if address.v6.sin6_scope_id:
-        host = f"{host}%{address.v6.sin6_scope_id}"
-    return host, ntohs(address.v6.sin6_port)
-
-
-cdef socklen_t parse_address(str host, int port, Address *address) except 0:
-    """Raises OSError (EINVAL) for what is no IP literal."""
-    cdef bytes literal
-    cdef object scope
-    memset(address, 0, sizeof(Address))
-    plain, _, scope = host.partition("%")
-    literal = plain.encode("ascii", "replace")
-    if inet_pton(AF_INET, literal, &address.v4.sin_addr) == 1 and not scope:
-        address.v4.sin_family = AF_INET
-        address.v4.sin_port = htons(port)
-        return sizeof(sockaddr_in)
-    if inet_pton(AF_INET6, literal, &address.v6.sin6_addr) == 1:
-        address.v6.sin6_family = AF_INET6
-        address.v6.sin6_port = htons(port)
-        if scope:
-            name = scope.encode()
-            address.v6.sin6_scope_id = int(scope) if scope.isdigit() else if_nametoindex(name)
-        return sizeof(sockaddr_in6)
-    raise os_error(EINVAL)
-
 
 @cython.final
 @cython.freelist(256)
@@ -120,6 +73,7 @@ cdef class Outcome:
     cdef object value
     cdef object error
     cdef list callbacks         # (function, context); made when there is one
+    cdef Conn dialled           # what cancel() has to close, while it is under way
 
     def __await__(self):
         return self
@@ -159,8 +113,12 @@ cdef class Outcome:
         return self.error
 
     def cancel(self, msg=None):
+        cdef Conn remote = self.dialled
         if self.over:
             return False
+        if remote is not None:
+            remote.waiter = None
+            remote.drop()
         self.settle(None, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
         return True
 
@@ -185,6 +143,7 @@ cdef class Outcome:
         self.over = True
         self.value = value
         self.error = error
+        self.dialled = None
         callbacks, self.callbacks = self.callbacks, None
         if callbacks is not None:
             for function, context in callbacks:
@@ -229,9 +188,11 @@ cdef class Conn:
     cdef object on_client       # while NEW: whom its first octets will interest
     cdef bytes stash            # the first octets, read before the session began
     cdef bytes unsent
-    cdef Py_ssize_t sent
+    cdef Py_ssize_t pushed      # octets of ``unsent`` that are
     cdef size_t drained
-    cdef Conn partner           # the other end while a dial is under way
+    cdef Conn client            # while this one is dialled: for whom
+    cdef Conn dials             # what is being dialled for this one, newest first
+    cdef Conn older             # the next in that list
     cdef Timer timer
     cdef Address address
 
@@ -251,22 +212,30 @@ cdef class Conn:
             raise os_error(errno)
         return endpoint_of(&address)
 
-    def recv(self):
+    def recv_now(self):
         cdef bytes data = self.stash
         self.check()
         if data is not None:
             self.stash = None
-            return settled(self.engine, data)
-        data = self.read()
+            return data
+        return self.read()
+
+    def recv(self):
+        data = self.recv_now()
         return self.wait(RECV) if data is None else settled(self.engine, data)
 
-    def send(self, bytes data not None):
+    def send_now(self, bytes data not None):
         self.check()
         self.unsent = data
-        self.sent = 0
-        if self.push():
-            return settled(self.engine, None)
-        return self.wait(SEND)
+        self.pushed = 0
+        return self.push()
+
+    def sent(self):
+        self.check()
+        return settled(self.engine, None) if self.unsent is None else self.wait(SEND)
+
+    def send(self, bytes data not None):
+        return settled(self.engine, None) if self.send_now(data) else self.wait(SEND)
 
     def deadline(self, double seconds):
         self.expired = False
@@ -350,11 +319,11 @@ cdef class Conn:
         """Whether all of ``unsent`` is sent."""
         cdef ssize_t sent
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.unsent)
-        while self.sent < size:
-            sent = send(self.fd, PyBytes_AS_STRING(self.unsent) + self.sent, size - self.sent,
+        while self.pushed < size:
+            sent = send(self.fd, PyBytes_AS_STRING(self.unsent) + self.pushed, size - self.pushed,
                         MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent >= 0:
-                self.sent += sent
+                self.pushed += sent
             elif errno == EAGAIN:
                 return False
             elif errno != EINTR:
@@ -382,15 +351,18 @@ cdef class Conn:
     cdef drop(self):
         """Closes the socket, once, and whatever hangs on it."""
         cdef int fd = self.fd
-        cdef Conn partner = self.partner
+        cdef Conn remote = self.dials
+        cdef Conn older
         cdef Conn _alive = self  # the table's reference may be the last
         if fd < 0:
             return
         self.leave()
         self.stage = GONE
         close(fd)
-        if partner is not None and partner.stage == DIALING:
-            partner.drop()
+        while remote is not None:
+            older, remote.older = remote.older, None
+            remote.drop()
+            remote = older
         if self.counted:
             self.counted = False
             self.engine.session_over()
@@ -400,12 +372,30 @@ cdef class Conn:
         """Gives up the socket, which stays open; returns it."""
         cdef int fd = self.fd
         timer_clear(&self.timer)
-        if self.partner is not None:
-            self.partner.partner = None
-            self.partner = None
+        self.untie()
         self.engine.forget(self)
         self.fd = -1
         return fd
+
+    cdef untie(self):
+        """Ends what ties a client and the remotes dialled for it, from either end. The
+        list of a client stays a list, for drop() to go through."""
+        cdef Conn other = self.dials
+        while other is not None:
+            other.client = None
+            other = other.older
+        self.dials = None
+        other, self.client = self.client, None
+        if other is None:
+            return
+        if other.dials is self:
+            other.dials = self.older
+        else:
+            other = other.dials
+            while other.older is not self:
+                other = other.older
+            other.older = self.older
+        self.older = None
 
     cdef finish(self, object value, object error=None):
         """Ends what is under way; the last thing to be done to a connection in an
@@ -418,7 +408,7 @@ cdef class Conn:
 
     cdef on_event(self, uint32_t events):
         cdef bytes data
-        cdef Conn partner = self.partner
+        cdef Conn remote
         if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.readable = True
         if events & EPOLLRDHUP:
@@ -433,8 +423,10 @@ cdef class Conn:
             self.drain()
         elif self.stage == DIALING:
             self.on_connected(events)
-        elif partner is not None and self.reset:
-            partner.on_dial_failed(ClientGone("reset the connection during the dial"))
+        elif self.dials is not None and self.reset:
+            while self.dials is not None:  # each takes itself off the list
+                remote = self.dials
+                remote.on_dial_failed(ClientGone("reset the connection during the dial"))
         elif self.waiter is None or self.waiter.over:
             pass  # nobody waits (any more): what came stays in the socket
         elif self.waiting == RECV:
@@ -461,16 +453,11 @@ cdef class Conn:
             self.on_dial_failed(os_error(error if error else ECONNRESET))
             return
         timer_clear(&self.timer)
-        if self.partner is not None:
-            self.partner.partner = None
-            self.partner = None
+        self.untie()
         self.stage = SESSION
         self.readable = True
         self.watched = False  # one-shot: it has fired
-        if self.waiter is None or self.waiter.over:
-            self.drop()  # who dialled was cancelled: nobody will ever close it
-        else:
-            self.finish(self)
+        self.finish(self)
 
     cdef on_dial_failed(self, object error):
         cdef Outcome waiter = self.waiter
@@ -514,6 +501,7 @@ cdef class Engine:
     cdef uint32_t table_size
     cdef list free_indices
     cdef Arena arena
+    cdef Datagrams datagrams    # UDP associations, served by the same relays
     cdef Relay *relays
     cdef int relay_count
     cdef bint threaded
@@ -535,6 +523,7 @@ cdef class Engine:
         self.quiet = QuietLog(logging.getLogger("fastsocks"))
         self.listeners = []
         self.free_indices = []
+        self.datagrams = Datagrams(settings)
         self.buffer = <char *>malloc(FIRST_READ)
         self.threaded = settings.relay_threads > 0
         self.relays = <Relay *>calloc(max(1, settings.relay_threads), sizeof(Relay))
@@ -744,6 +733,7 @@ cdef class Engine:
             try:
                 if data == TAG_ENDED:
                     self.drain_ended()
+                    self.datagrams.put_questions(self.report)
                 elif data == TAG_TIMER:
                     pass
                 elif data >> 32 == 0 and data >= TAG_LISTENER:
@@ -802,7 +792,7 @@ cdef class Engine:
                 conn = <Conn>timer.owner
                 conn.on_deadline()
 
-    cdef report(self, error):
+    def report(self, error):
         self.loop.call_exception_handler(
             {"message": "fastsocks: error in a callback of the engine", "exception": error}
         )
@@ -865,12 +855,14 @@ cdef class Engine:
         if failed < 0:
             remote.drop()
             return settled(self, None, os_error(-failed))
-        remote.partner = client
-        client.partner = remote
+        remote.client = client
+        remote.older = client.dials
+        client.dials = remote
         if timeout:
             remote.deadline(timeout)
         remote.waiting = CONNECT
         remote.waiter = unsettled(self)
+        remote.waiter.dialled = remote
         return remote.waiter
 
     # -- relaying ------------------------------------------------------------
@@ -917,9 +909,31 @@ cdef class Engine:
             self.command(pair.relay, KILL, pair.index, pair.generation)
         return handle
 
+    # -- datagrams -----------------------------------------------------------
+
+    def open_udp(self, Conn client not None, str host not None, sources, on_ask):
+        if client.fd < 0:
+            raise OSError(EBADF, "this connection is closed or was handed over")
+        return self.datagrams.open(&client.address, host, sources, on_ask)
+
+    def associate(self, Conn client not None, Association association not None, flow):
+        cdef uint64_t handle
+        if client.fd < 0 or association.fd < 0:
+            raise OSError(EBADF, "associate takes an open connection and a new association")
+        handle = self.datagrams.take(association, client.fd, self.least_busy(), flow)
+        if not client.counted:
+            self.sessions += 1
+        client.counted = False
+        client.leave()
+        client.stage = GONE
+        return handle
+
     def kill(self, uint64_t handle):
         cdef uint32_t index = <uint32_t>handle
         cdef Pair *pair
+        if index & ASSOCIATION:
+            self.datagrams.kill(handle)
+            return
         if index >= self.arena.count:
             return
         pair = arena_at(&self.arena, index)
@@ -933,18 +947,19 @@ cdef class Engine:
             "spliced": 0, "copied": 0, "pipes": 0, "pipes_refused": 0, "slots": 0,
         }
         for i in range(self.relay_count):
-            totals["spliced"] += read_u64(&self.relays[i].stats.spliced)
-            totals["copied"] += read_u64(&self.relays[i].stats.copied)
-            totals["pipes"] += read_u64(&self.relays[i].stats.pipes)
-            totals["pipes_refused"] += read_u64(&self.relays[i].stats.refused)
+            totals["spliced"] += load_u64(&self.relays[i].stats.spliced)
+            totals["copied"] += load_u64(&self.relays[i].stats.copied)
+            totals["pipes"] += load_u64(&self.relays[i].stats.pipes)
+            totals["pipes_refused"] += load_u64(&self.relays[i].stats.refused)
             totals["slots"] += self.relays[i].pairs
+        self.datagrams.count(totals, self.relays, self.relay_count)
         return totals
 
     cdef Pair *new_pair(self) except NULL:
         """A cleared slot, given to the relay that has the fewest."""
         cdef Pair *pair = self.arena.free
         cdef Pair *chunk
-        cdef Relay *relay = &self.relays[0]
+        cdef Relay *relay = self.least_busy()
         cdef int i
         if pair == NULL:
             if self.arena.count == CHUNK * CHUNKS:
@@ -959,9 +974,6 @@ cdef class Engine:
             self.arena.count += CHUNK
             pair = chunk
         self.arena.free = pair.next
-        for i in range(1, self.relay_count):
-            if self.relays[i].pairs < relay.pairs:
-                relay = &self.relays[i]
         relay.pairs += 1
         pair.relay = relay
         pair.timer.owner = <void *>pair
@@ -969,6 +981,14 @@ cdef class Engine:
         pair.active_ms = monotonic_ms()
         pair.dir[UP].splicing = pair.dir[DOWN].splicing = relay.only_splice
         return pair
+
+    cdef Relay *least_busy(self):
+        cdef Relay *relay = &self.relays[0]
+        cdef int i
+        for i in range(1, self.relay_count):
+            if self.relays[i].pairs < relay.pairs:
+                relay = &self.relays[i]
+        return relay
 
     cdef free_pair(self, Pair *pair):
         cdef uint32_t generation = pair.generation
@@ -1031,6 +1051,10 @@ cdef class Engine:
             self.free_pair(pair)
             self.session_over()
             pair = after
+        associations = self.datagrams.drain()
+        for _ in associations:
+            self.session_over()
+        batch += associations
         if batch:
             self.on_closed(batch)
 
@@ -1055,10 +1079,12 @@ cdef class Engine:
         failed = relay_open(relay)
         if failed < 0:
             self.fail_to_start()
+        self.datagrams.serve_on(relay)
         if not self.threaded:
             self.loop.add_reader(relay.epfd, self.relay_inline)
         elif pthread_create(&relay.thread, NULL, relay_thread, relay) != 0:
             self.relay_count -= 1
+            udp_close(relay)
             relay_close(relay)
             self.fail_to_start()
         else:
@@ -1110,6 +1136,8 @@ cdef class Engine:
                 # Waiting with the GIL held is safe: a relay thread never wants it.
                 pthread_join(relay.thread, NULL)
             relay_abandon(relay)
+            udp_abandon(relay)
+            udp_close(relay)
             relay_close(relay)
         self.relay_count = 0
         if self.epfd >= 0:

@@ -5,17 +5,19 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from posix.types cimport off_t
 
 cdef extern from "_compat.h" nogil:
-    uint32_t load_u32(uint32_t *field)
-    void store_u32(uint32_t *field, uint32_t value)
-    bint swap_u32_if(uint32_t *field, uint32_t expected, uint32_t value)
-    void count_u64(uint64_t *counter, uint64_t by)
-    uint64_t read_u64(uint64_t *counter)
-    bint push_list(void **head, void *first, void **last_next)
-    void *take_list(void **head)
+    uint32_t load_u32 "fs_load_u32"(uint32_t *field)
+    void store_u32 "fs_store_u32"(uint32_t *field, uint32_t value)
+    bint swap_u32_if "fs_swap_u32_if"(uint32_t *field, uint32_t expected, uint32_t value)
+    void count_u64 "fs_count_u64"(uint64_t *counter, uint64_t by)
+    uint64_t load_u64 "fs_load_u64"(uint64_t *counter)
+    uint64_t keyed_hash "fs_keyed_hash"(const void *octets, size_t size, uint64_t *key)
+    bint push_list "fs_push_list"(void **head, void *first, void **last_next)
+    void *take_list "fs_take_list"(void **head)
 
 cdef extern from "<errno.h>" nogil:
     int errno
     enum:
+        EADDRINUSE
         EAGAIN
         EALREADY
         EBADF
@@ -24,7 +26,9 @@ cdef extern from "<errno.h>" nogil:
         EINPROGRESS
         EINTR
         EINVAL
+        EIO
         EMFILE
+        EMSGSIZE
         ENFILE
         ENOBUFS
         ENOMEM
@@ -87,6 +91,7 @@ cdef extern from "<sys/socket.h>" nogil:
         AF_INET
         AF_INET6
         AF_UNIX
+        SOCK_DGRAM
         SOCK_STREAM
         SOCK_NONBLOCK
         SOCK_CLOEXEC
@@ -94,6 +99,8 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_ERROR
         SO_KEEPALIVE
         SO_LINGER
+        SO_RCVBUF
+        SO_SNDBUF
         SHUT_WR
         MSG_DONTWAIT
         MSG_NOSIGNAL
@@ -117,11 +124,39 @@ cdef extern from "<sys/socket.h>" nogil:
     int shutdown(int fd, int how)
     ssize_t recv(int fd, void *buffer, size_t length, int flags)
     ssize_t send(int fd, void *buffer, size_t length, int flags)
+    ssize_t sendto(int fd, void *buffer, size_t length, int flags,
+                   sockaddr *address, socklen_t address_length)
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    cmsghdr *CMSG_FIRSTHDR(msghdr *header)
+    cmsghdr *CMSG_NXTHDR(msghdr *header, cmsghdr *control)
+    unsigned char *CMSG_DATA(cmsghdr *control)
+    size_t CMSG_LEN(size_t length)
+    ssize_t sendmsg(int fd, msghdr *header, int flags)
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
 
 cdef extern from "<netinet/in.h>" nogil:
     enum:
         IPPROTO_IP
+        IPPROTO_IPV6
         IPPROTO_TCP
+        IPV6_V6ONLY
         IP_BIND_ADDRESS_NO_PORT
         INET6_ADDRSTRLEN
     struct in_addr:
@@ -142,6 +177,15 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:
         TCP_NODELAY
+
+cdef extern from "<netinet/udp.h>" nogil:
+    enum:
+        SOL_UDP
+        UDP_GRO
+        UDP_SEGMENT
+
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void *buffer, size_t length, unsigned int flags)
 
 cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *address)

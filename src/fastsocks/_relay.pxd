@@ -46,6 +46,12 @@ cdef enum:
     TAG_ENDED
 
 
+# Set in the low half where a guest of the relay, an association, is meant: again no
+# index of a pair is that high, and no tag has it.
+cdef enum:
+    ASSOCIATION = 0x80000000
+
+
 cdef enum:
     MAX_EVENTS = 256
     # Smaller pipes (an unprivileged user above his quota gets two pages) lose to copy.
@@ -151,6 +157,14 @@ cdef struct Stats:
     uint64_t refused    # pipes
 
 
+# What a relay's turn serves besides pairs (see _udp.pyx). Three pointers, so that
+# the relay of streams need not know the relay of datagrams.
+cdef struct Guests:
+    void (*on_event)(Relay *relay, uint64_t data, uint32_t events) noexcept nogil
+    void (*on_wake)(Relay *relay) noexcept nogil
+    void (*on_turn_over)(Relay *relay) noexcept nogil
+
+
 cdef struct Relay:
     int epfd
     int wake_fd         # an eventfd: commands wait
@@ -160,6 +174,7 @@ cdef struct Relay:
     pthread_t thread
     Wheel wheel
     Arena *arena
+    Guests *guests
     void *commands      # Command list, pushed by the loop thread
     void *newcomers     # Pair list, pushed by the loop thread without a wake-up
     void **ended        # the front's list of ended Pairs
@@ -183,6 +198,7 @@ cdef struct Relay:
 
 cdef uint64_t monotonic_ms() noexcept nogil
 cdef int watch(int epfd, int operation, int fd, uint32_t events, uint64_t data) noexcept nogil
+cdef void reset_on_close(int fd) noexcept nogil
 
 cdef int wheel_open(Wheel *wheel, int epfd) noexcept nogil
 cdef void wheel_collect(Wheel *wheel, uint64_t now_ms, Timer *expired) noexcept nogil

@@ -622,13 +622,17 @@ cdef void relay_turn(Relay *relay, int timeout_ms) noexcept nogil:
     relay.now_ms = monotonic_ms()
     relay_welcome(relay)
     for i in range(count):
-        if events[i].data.u64 == TAG_WAKE:
+        if events[i].data.u64 & ASSOCIATION:
+            relay.guests.on_event(relay, events[i].data.u64, events[i].events)
+        elif events[i].data.u64 == TAG_WAKE:
             relay_obey(relay)
+            relay.guests.on_wake(relay)
         elif events[i].data.u64 != TAG_TIMER:
             relay_event(relay, events[i].data.u64, events[i].events)
     relay_run(relay)
     relay_expire(relay)
     relay_publish(relay)
+    relay.guests.on_turn_over(relay)
 
 
 cdef void *relay_thread(void *argument) noexcept nogil:

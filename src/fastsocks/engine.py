@@ -51,6 +51,13 @@ class Settings:
     max_pipes: int = 64
     """pipes held at once over all relay threads; none to be had means copy"""
 
+    udp_timeout: float = 300.0
+    """no datagram either way in a UDP association"""
+    udp_ports: tuple[int, int] | None = None
+    """first and last port that clients may be told to send datagrams to; None: any"""
+    udp_full_cone: bool = False
+    """pass on datagrams from anybody, not only from where the client has sent to"""
+
 
 End = tuple[Any, int, int, str, int]
 """(flow, octets up, octets down, how it ended, errno) of one ended session."""
@@ -67,9 +74,18 @@ class Conn(Protocol):
     def sockname(self) -> tuple[str, int]:
         """(host, port) of our end."""
 
+    def recv_now(self) -> bytes | None:
+        """As recv, but None where that would wait."""
+
     def recv(self) -> Awaitable[bytes]:
         """What has come, at most 16 KiB; ``b""`` at FIN. Raises OSError on a
         reset and TimeoutError when the deadline passes first."""
+
+    def send_now(self, data: bytes) -> bool:
+        """Sends what can be sent at once; False: ``sent`` waits for the rest."""
+
+    def sent(self) -> Awaitable[None]:
+        """Until all of what ``send_now`` was given is sent. Raises as recv does."""
 
     def send(self, data: bytes) -> Awaitable[None]:
         """Sends all of ``data``. Raises as recv does."""
@@ -84,6 +100,38 @@ class Conn(Protocol):
 
     def close(self) -> None:
         """At once. Closing twice is harmless."""
+
+
+class Association(Protocol):
+    """One UDP association (RFC 1928, 7): the socket that a client sends to, and the
+    sockets behind it.
+
+    The client is the host of its TCP connection; its port is taken from its first
+    valid datagram and stays. Replies are passed on from targets (address and port)
+    that it has sent to and that were allowed, unless ``udp_full_cone``. What is not
+    passed on is dropped and counted; it ends nothing.
+    """
+
+    @property
+    def sockname(self) -> tuple[str, int]:
+        """(host, port) where the client must send its datagrams."""
+
+    def answer(
+        self, atyp: int, raw: bytes, port: int, address: tuple[str, int] | None, ttl: float
+    ) -> None:
+        """The verdict on one destination, as it was asked for: the address to send
+        to (an IP literal, which may carry %scope, and a port), or None for denied.
+        After ``ttl`` seconds it is asked for again; 0 is for the life of the
+        association. Raises OSError (EINVAL) for what is no IP literal."""
+
+    def close(self) -> None:
+        """Gives up one that was not handed over; else nothing happens."""
+
+
+OnAsk = Callable[[Association, int, bytes, int], None]
+"""(association, ATYP, address as it stands in the datagram, port), on the loop's
+thread: may be answered at once or later, and must be some day, for the first few
+datagrams wait. For a name the address comes without its length octet."""
 
 
 class Engine(Protocol):
@@ -118,18 +166,38 @@ class Engine(Protocol):
     ) -> Awaitable[Conn]:
         """Connects to an IP literal (an IPv6 one may carry %scope). Raises
         OSError with the errno of connect(), ETIMEDOUT after ``timeout`` seconds,
-        and ClientGone when the client resets its connection meanwhile."""
+        and ClientGone when the client resets its connection meanwhile. Several may
+        be under way for one client; cancelling one closes its socket."""
 
     def relay(self, client: Conn, remote: Conn, flow: Any, early: bytes) -> int:
         """Takes both connections for good; ``early`` goes to the remote first.
         The end is told through ``on_closed``. Returns a handle for kill()."""
+
+    def open_udp(
+        self, client: Conn, host: str, sources: Sequence[str], on_ask: OnAsk
+    ) -> Association:
+        """Binds a datagram socket for ``client`` to ``host``, the address its
+        connection came in on, and a port as ``udp_ports`` says. ``sources`` are IP
+        literals to send from, at most one per family. Raises OSError, EADDRINUSE
+        when all ports of the range are taken."""
+
+    def associate(self, client: Conn, association: Association, flow: Any) -> int:
+        """Takes both for good: the association lives as long as the connection, on
+        which nothing more is said. Told through ``on_closed`` with the octets of
+        payload passed on: FINISHED when the client sent FIN, else CLIENT_RESET, IDLE
+        or KILLED. Returns a handle for kill()."""
 
     def kill(self, handle: int) -> None:
         """Ends a session by reset; nothing happens if it has ended by itself."""
 
     def counters(self) -> dict[str, int]:
         """Running totals: ``spliced`` and ``copied`` octets, ``pipes``,
-        ``pipes_refused``, ``accepted``, ``accept_pauses``, ``relayed``, ``slots``."""
+        ``pipes_refused``, ``accepted``, ``accept_pauses``, ``relayed``, ``slots``;
+        ``udp_associations`` handed over, ``datagrams_up`` and ``_down`` passed on,
+        and those dropped: ``udp_dropped_source`` (not the client), ``_malformed``,
+        ``_fragment``, ``_denied``, ``_stranger`` (not a target of the client's),
+        ``_full`` (no room) and ``_failed`` (refused by the kernel);
+        ``udp_gso_sends`` (several datagrams in one)."""
 
     def close(self) -> None:
         """Ends everything by reset and reports it; returns with no descriptor left."""

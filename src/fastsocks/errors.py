@@ -49,11 +49,22 @@ class AuthError(SocksError):
     """The client did not prove who it is; its method's own refusal was sent."""
 
 
+class TooManyLogins(AuthError):
+    """What the client claims was not looked at: others come first, or it failed too often."""
+
+
 class ClientGone(SocksError):
     """The client left, or stayed silent past its deadline."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, None)
+
+
+class RuleDenied(SocksError):
+    """The destination is one that this client may not reach."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, Reply.NOT_ALLOWED)
 
 
 class DialError(SocksError):

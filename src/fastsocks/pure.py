@@ -21,10 +21,11 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from fastsocks import engine as contract
+from fastsocks import pure_udp
 from fastsocks.errors import ClientGone
 from fastsocks.quiet import QuietLog
 
@@ -55,32 +56,48 @@ class Conn:
         self.sock = sock
         self.peer = _endpoint(peer)
         self.counted = counted
+        self.dials: list[Conn] = []  # what is being dialled for this one
         self._handed_over = False
         self._fd = sock.fileno()
         self._waiters: list[asyncio.Future[None] | None] = [None, None]
         self._timer: asyncio.TimerHandle | None = None
         self._expired = False
+        self._unsent = b""
         engine.conns.add(self)
 
     @property
     def sockname(self) -> tuple[str, int]:
         return _endpoint(self.sock.getsockname())
 
+    def recv_now(self) -> bytes | None:
+        self._check_deadline()
+        try:
+            return self.sock.recv(HANDSHAKE_CHUNK)
+        except BlockingIOError:
+            return None
+
     async def recv(self) -> bytes:
-        while True:
-            self._check_deadline()
-            try:
-                return self.sock.recv(HANDSHAKE_CHUNK)
-            except BlockingIOError:
-                await self.ready(READ)
+        while (data := self.recv_now()) is None:
+            await self.ready(READ)
+        return data
+
+    def send_now(self, data: bytes) -> bool:
+        self._check_deadline()
+        self._unsent = data
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        return True
+
+    async def sent(self) -> None:
+        while not self.send_now(self._unsent):
+            await self.ready(WRITE)
 
     async def send(self, data: bytes) -> None:
-        while data:
-            self._check_deadline()
-            try:
-                data = data[self.sock.send(data) :]
-            except BlockingIOError:
-                await self.ready(WRITE)
+        self._unsent = data
+        await self.sent()
 
     def deadline(self, seconds: float) -> None:
         if self._timer is not None:
@@ -121,6 +138,11 @@ class Conn:
                 self._unwatch(mode)
                 if not waiter.done():
                     waiter.set_exception(error)
+
+    def on_reset(self, _error: int) -> None:
+        """While remotes are dialled for this client: ends all attempts."""
+        for remote in tuple(self.dials):
+            remote.fail(ClientGone("reset its connection while the remote was dialled"))
 
     def shut(self, reset: bool = False) -> None:
         """Closes the descriptor, whoever owns the connection; once."""
@@ -309,6 +331,8 @@ class Engine:
         self.scratch = memoryview(bytearray(CHUNK))  # of all pumps: an idle session has none
         self.conns: set[Conn] = set()
         self.relays: dict[int, Session] = {}
+        self.associations: dict[int, pure_udp.Association] = {}
+        self.udp = dict.fromkeys(pure_udp.COUNTERS, 0)
         self.copied = 0
         self._accepted = self._accept_pauses = self._relayed = 0
         self._on_closed = on_closed
@@ -352,11 +376,11 @@ class Engine:
         timeout: float,  # noqa: ASYNC109 -- the contract's
     ) -> Conn:
         caller = cast(Conn, client)
-        gone = ClientGone("reset its connection while the remote was dialled")
         if caller not in self.conns:
-            raise gone
+            raise ClientGone("reset its connection before the remote was dialled")
         family, peer = _numeric(*address)
         remote = Conn(self, socket.socket(family, socket.SOCK_STREAM), peer, counted=False)
+        caller.dials.append(remote)
         try:
             if source is not None:
                 with contextlib.suppress(OSError):  # Linux only; it saves ports
@@ -365,7 +389,7 @@ class Engine:
             error = remote.sock.connect_ex(peer)
             if error in (errno.EINPROGRESS, errno.EINTR):
                 remote.deadline(timeout)
-                self.probe(caller, lambda _: remote.fail(gone))
+                self.probe(caller, caller.on_reset)
                 await remote.ready(WRITE)
                 error = remote.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
@@ -374,25 +398,45 @@ class Engine:
             remote.shut()
             raise
         finally:
-            self.stop_probing(caller)
+            caller.dials.remove(remote)
+            if not caller.dials:
+                self.stop_probing(caller)
         remote.deadline(0)
         return remote
 
     def relay(self, client: contract.Conn, remote: contract.Conn, flow: Any, early: bytes) -> int:
         self._relayed += 1
         near, far = cast(Conn, client), cast(Conn, remote)
-        near.hand_over()
+        self._take(near)
         far.hand_over()
-        if not near.counted:  # adopted, but a session from now on
-            near.counted = True
-            self.sessions += 1
         session = self.relays[self._relayed] = Session(self, near, far, flow, self._relayed)
         session.start(early)
         return session.handle
 
+    def open_udp(
+        self, client: contract.Conn, host: str, sources: Sequence[str], on_ask: contract.OnAsk
+    ) -> pure_udp.Association:
+        control = cast(Conn, client)
+        if control not in self.conns:
+            raise _os_error(errno.EBADF)
+        return pure_udp.Association(self, control, host, sources, on_ask)
+
+    def associate(self, client: contract.Conn, association: contract.Association, flow: Any) -> int:
+        control, own = cast(Conn, client), cast(pure_udp.Association, association)
+        if control not in self.conns or not own.is_new():
+            raise _os_error(errno.EBADF)
+        self._take(control)
+        self.udp["udp_associations"] += 1
+        handle = -self.udp["udp_associations"]  # those of relayed pairs are positive
+        self.associations[handle] = own
+        own.start(control, flow, handle)
+        return handle
+
     def kill(self, handle: int) -> None:
-        if handle in self.relays:
-            self.relays[handle].end(contract.KILLED)
+        ended: Session | pure_udp.Association | None
+        ended = self.relays.get(handle) or self.associations.get(handle)
+        if ended is not None:
+            ended.end(contract.KILLED)
 
     def counters(self) -> dict[str, int]:
         return {
@@ -404,18 +448,28 @@ class Engine:
             "accept_pauses": self._accept_pauses,
             "relayed": self._relayed,
             "slots": len(self.conns),
+            **self.udp,
         }
 
     def close(self) -> None:
         self.stop_listening()
         for session in tuple(self.relays.values()):
             session.end(contract.KILLED)
+        for association in tuple(self.associations.values()):
+            association.end(contract.KILLED)
         for conn in tuple(self.conns):
             conn.shut(reset=True)
         for timer in (self._retry, self._prober):
             if timer is not None:
                 timer.cancel()
         self._report_ended()
+
+    def _take(self, client: Conn) -> None:
+        """From its coroutine; an adopted one becomes a session only now."""
+        client.hand_over()
+        if not client.counted:
+            client.counted = True
+            self.sessions += 1
 
     # -- for connections and sessions ----------------------------------------
 

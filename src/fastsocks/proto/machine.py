@@ -21,23 +21,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastsocks.errors import Reply
-from fastsocks.proto.wire import Request
+from fastsocks.proto.wire import Credentials, Request
 
 
 class Methods(NamedTuple):
     """SOCKS5: the authentication methods offered, as they were sent."""
 
     offered: bytes
-
-
-class Credentials(NamedTuple):
-    """RFC 1929: what the client claims. Never logged, never in an exception."""
-
-    user: bytes
-    password: bytes
-
-    def __repr__(self) -> str:
-        return f"Credentials(user={self.user!r}, password=...)"
 
 
 Event = Methods | Credentials | Request

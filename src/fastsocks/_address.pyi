@@ -1,0 +1,1 @@
+# Socket addresses have no Python names: they are C, in _address.pxd.

@@ -1,0 +1,319 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""UDP associations of the native engine as Python sees them: opened and handed over on
+the loop's thread, asked about, and reported when they have ended.
+
+    open_udp -> Association --JOIN--> Assoc (_udp.pyx) -> ended list -> on_closed
+                            <--Question-- a destination's first datagram
+                            --ANSWER-->
+
+Datagrams never come by here. It must not know who may send where: ``on_ask`` does.
+"""
+
+import random
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from fastsocks._address cimport (
+    Address, Endpoint, endpoint_of, os_error, parse_endpoint, to_endpoint
+)
+from fastsocks._linux cimport *
+from fastsocks._relay cimport *
+from fastsocks._udp cimport *
+
+from fastsocks import engine as contract
+
+cdef tuple REASONS = (
+    contract.FINISHED, contract.CLIENT_RESET, contract.REMOTE_RESET,
+    contract.IDLE, contract.HALF_CLOSED, contract.KILLED,
+)
+
+cdef enum:
+    ATYP_NAME = 3
+
+
+@cython.final
+cdef class Association:
+    """See engine.Association."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            close(self.fd)
+
+    def answer(self, int atyp, bytes raw not None, int port, address, double ttl):
+        cdef UdpCommand *command
+        cdef Endpoint target
+        cdef socklen_t length = 0
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(raw)
+        cdef char *wire
+        if self.relay == NULL or size > 255:
+            return
+        if address is not None:
+            length = parse_endpoint(address[0], address[1], &target)
+        command = self.owner.new_command(self, ANSWER)
+        command.verdict = DENIED if address is None else ALLOWED
+        if address is not None:
+            command.address = target
+        command.address_length = length
+        command.ttl_ms = <uint64_t>(ttl * 1000) or <uint64_t>(ttl > 0)
+        wire = command.wire
+        wire[0] = <char>atyp
+        if atyp == ATYP_NAME:
+            wire += 1
+            wire[0] = <char>size
+        memcpy(wire + 1, PyBytes_AS_STRING(raw), size)
+        wire[size + 1] = <char>(port >> 8)
+        wire[size + 2] = <char>port
+        command.wire_length = wire - command.wire + size + 3
+        udp_order(self.relay, command)
+
+    def close(self):
+        if self.fd >= 0:
+            close(self.fd)
+            self.fd = -1
+
+
+@cython.final
+cdef class Datagrams:
+    """The associations of one engine; for _front.pyx alone."""
+
+    def __cinit__(self, settings):
+        self.settings = settings
+        if getrandom(self.key, sizeof(self.key), 0) < <ssize_t>sizeof(self.key):
+            raise os_error(errno)
+        self.next_port = random.randrange(1 << 16)  # noqa: S311 -- only to spread them
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        for i in range(self.arena.count // ASSOC_CHUNK):
+            free(self.arena.chunks[i])
+
+    cdef int serve_on(self, Relay *relay) except -1:
+        cdef Udp *udp
+        cdef int failed = udp_open(relay)
+        if failed < 0:
+            raise os_error(-failed)
+        udp = <Udp *>relay.guests
+        udp.arena = &self.arena
+        udp.ended = &self.ended
+        udp.asked = &self.asked
+        udp.idle_ms = <uint64_t>(self.settings.udp_timeout * 1000)
+        udp.key[0], udp.key[1] = self.key[0], self.key[1]
+        return 0
+
+    # -- an association begins -----------------------------------------------
+
+    cdef Association open(self, Address *client, str host, sources, on_ask):
+        cdef Association association = Association.__new__(Association)
+        cdef Address address
+        cdef Endpoint source
+        cdef socklen_t length
+        association.owner = self
+        association.on_ask = on_ask
+        if not to_endpoint(client, &association.client):
+            raise OSError(EINVAL, "the client's connection has no IP address")
+        for literal in sources:
+            parse_endpoint(literal, 0, &source)
+            association.source[source.any.sa_family == AF_INET6] = source
+        association.fd = self.bind_client_socket(host)
+        length = sizeof(address)
+        if getsockname(association.fd, &address.any, &length) < 0:
+            raise os_error(errno)
+        association.sockname = endpoint_of(&address)
+        return association
+
+    cdef int bind_client_socket(self, str host) except -1:
+        """Any free port, or the next free one of the configured range."""
+        cdef Endpoint address
+        cdef socklen_t length = parse_endpoint(host, 0, &address)
+        cdef int on = 1
+        cdef int error = 0
+        cdef uint32_t low = 0, ports = 1, _attempt
+        cdef int fd = socket(address.any.sa_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+        if fd < 0:
+            raise os_error(errno)
+        if address.any.sa_family == AF_INET6:
+            setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on))
+        if self.settings.udp_ports is not None:
+            low = self.settings.udp_ports[0]
+            ports = self.settings.udp_ports[1] - low + 1
+        for _attempt in range(ports):
+            if low:
+                self.next_port += 1
+                address.v4.sin_port = htons(low + self.next_port % ports)
+            if bind(fd, &address.any, length) == 0:
+                return fd
+            error = errno
+            if error != EADDRINUSE:
+                break
+        close(fd)
+        raise os_error(error)
+
+    cdef uint64_t take(self, Association association, int control, Relay *relay, flow) except 0:
+        """Hands it over to a relay; returns the handle."""
+        cdef Assoc *assoc
+        cdef UdpCommand *command
+        cdef int leg
+        assoc = self.new_slot()
+        association.index = assoc.index
+        association.generation = assoc.generation
+        try:
+            command = self.new_command(association, JOIN)
+        except MemoryError:
+            self.free_slot(assoc)
+            raise
+        for leg in range(LEGS):
+            assoc.fd[leg] = -1
+            assoc.segment_most[leg] = 65535
+        assoc.fd[CONTROL] = control
+        assoc.fd[CLIENT] = association.fd
+        assoc.client = association.client
+        assoc.source[0], assoc.source[1] = association.source[0], association.source[1]
+        assoc.full_cone = self.settings.udp_full_cone
+        assoc.relay = relay
+        assoc.timer.owner = assoc
+        association.fd = -1
+        association.relay = relay
+        association.flow = flow
+        Py_INCREF(association)
+        assoc.keeper = <void *>association
+        relay.pairs += 1
+        self.made += 1
+        store_u32(&assoc.state, ACTIVE)
+        udp_order(relay, command)
+        return (<uint64_t>assoc.generation << 32) | ASSOCIATION | assoc.index
+
+    cdef int kill(self, uint64_t handle) except -1:
+        cdef uint32_t index = <uint32_t>handle & ~<uint32_t>ASSOCIATION
+        cdef Assoc *assoc
+        if index >= self.arena.count:
+            return 0
+        assoc = assoc_at(&self.arena, index)
+        if assoc.generation == <uint32_t>(handle >> 32) and assoc.keeper != NULL:
+            udp_order(assoc.relay, self.new_command(<Association>assoc.keeper, END))
+        return 0
+
+    cdef UdpCommand *new_command(self, Association association, UdpOrder order) except NULL:
+        cdef UdpCommand *command = <UdpCommand *>malloc(sizeof(UdpCommand))
+        if command == NULL:
+            raise MemoryError
+        command.order = order
+        command.index = association.index
+        command.generation = association.generation
+        return command
+
+    # -- what the relays have to say -----------------------------------------
+
+    cdef list drain(self):
+        """Takes the ended ones, in one batch, and frees their slots."""
+        cdef Assoc *assoc = <Assoc *>take_list(&self.ended)
+        cdef Assoc *after
+        cdef Association association
+        cdef list batch = []
+        while assoc != NULL:
+            after = assoc.next
+            association = <Association>assoc.keeper
+            batch.append((association.flow, assoc.up, assoc.down, REASONS[assoc.reason],
+                          assoc.error))
+            association.relay = NULL
+            association.flow = association.on_ask = None
+            assoc.relay.pairs -= 1
+            self.free_slot(assoc)
+            Py_DECREF(association)
+            assoc = after
+        return batch
+
+    cdef int put_questions(self, report) except -1:
+        """Asks, oldest first; of associations that have ended nothing is asked."""
+        cdef Question *question = <Question *>take_list(&self.asked)
+        cdef Question *first = NULL
+        cdef Question *after
+        cdef Assoc *assoc
+        cdef Association association
+        cdef int head
+        while question != NULL:
+            after = <Question *>question.next
+            question.next = first
+            first = question
+            question = after
+        while first != NULL:
+            question = first
+            first = <Question *>question.next
+            assoc = assoc_at(&self.arena, question.index)
+            if assoc.generation == question.generation and assoc.keeper != NULL:
+                association = <Association>assoc.keeper
+                head = 2 if question.wire[0] == ATYP_NAME else 1
+                raw = PyBytes_FromStringAndSize(
+                    question.wire + head, question.wire_length - head - 2)
+                port = PyBytes_FromStringAndSize(question.wire + question.wire_length - 2, 2)
+                try:
+                    association.on_ask(
+                        association, question.wire[0], raw, int.from_bytes(port, "big"))
+                except Exception as error:
+                    report(error)
+            free(question)
+        return 0
+
+    cdef int count(self, dict totals, Relay *relays, int relay_count) except -1:
+        cdef UdpStats *stats
+        cdef int i
+        cdef tuple names = (
+            "datagrams_up", "datagrams_down", "udp_dropped_source", "udp_dropped_malformed",
+            "udp_dropped_fragment", "udp_dropped_denied", "udp_dropped_stranger",
+            "udp_dropped_full", "udp_dropped_failed", "udp_gso_sends",
+        )
+        totals["udp_associations"] = self.made
+        for name in names:
+            totals[name] = 0
+        for i in range(relay_count):
+            stats = &(<Udp *>relays[i].guests).stats
+            for name, value in zip(names, (
+                load_u64(&stats.up), load_u64(&stats.down), load_u64(&stats.source),
+                load_u64(&stats.malformed), load_u64(&stats.fragment),
+                load_u64(&stats.denied), load_u64(&stats.stranger), load_u64(&stats.full),
+                load_u64(&stats.failed), load_u64(&stats.gso),
+            ), strict=True):
+                totals[name] += value
+        return 0
+
+    # -- slots ---------------------------------------------------------------
+
+    cdef Assoc *new_slot(self) except NULL:
+        cdef Assoc *assoc = self.arena.free
+        cdef Assoc *chunk
+        cdef int i
+        if assoc == NULL:
+            if self.arena.count == ASSOC_CHUNK * ASSOC_CHUNKS:
+                raise MemoryError
+            chunk = <Assoc *>calloc(ASSOC_CHUNK, sizeof(Assoc))
+            if chunk == NULL:
+                raise MemoryError
+            for i in range(ASSOC_CHUNK):
+                chunk[i].index = self.arena.count + i
+                chunk[i].next = &chunk[i + 1] if i + 1 < ASSOC_CHUNK else NULL
+            self.arena.chunks[self.arena.count // ASSOC_CHUNK] = chunk
+            self.arena.count += ASSOC_CHUNK
+            assoc = chunk
+        self.arena.free = assoc.next
+        assoc.next = NULL
+        return assoc
+
+    cdef int free_slot(self, Assoc *assoc) except -1:
+        cdef uint32_t index = assoc.index
+        cdef uint32_t generation = assoc.generation
+        # The generation goes first: from then on no event or command finds the slot.
+        store_u32(&assoc.generation, generation + 1)
+        store_u32(&assoc.state, VACANT)
+        memset(<char *>&assoc.fd, 0, sizeof(Assoc) - (<char *>&assoc.fd - <char *>assoc))
+        memset(&assoc.timer, 0, sizeof(Timer))
+        assoc.index = index
+        assoc.next = self.arena.free
+        self.arena.free = assoc
+        return 0

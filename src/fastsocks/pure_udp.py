@@ -1,0 +1,353 @@
+"""UDP associations of the Python engine: plain sockets and the loop's readers.
+
+The client's socket takes datagrams with headers, one socket per family those of the
+targets without. What is dropped, and why, is as in the native engine; here it is
+written for reading. It must not judge a destination: ``on_ask`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import errno
+import functools
+import os
+import random
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastsocks import engine as contract
+from fastsocks.proto import udp, wire
+
+if TYPE_CHECKING:
+    from fastsocks.pure import Conn, Engine
+
+UP, DOWN = 0, 1
+LARGEST = 1 << 16
+BUDGET = 32  # datagrams of one socket before the others have a turn
+DESTINATIONS = 1024  # remembered by one association; then the least used goes
+HELD_MOST = 16  # datagrams that wait for verdicts, in one association
+HELD_OCTETS = 1 << 16
+BUFFER = 1 << 19  # as asked for; a burst overruns the default
+CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
+
+COUNTERS = (
+    "udp_associations",
+    "datagrams_up",
+    "datagrams_down",
+    "udp_dropped_source",
+    "udp_dropped_malformed",
+    "udp_dropped_fragment",
+    "udp_dropped_denied",
+    "udp_dropped_stranger",
+    "udp_dropped_full",
+    "udp_dropped_failed",
+    "udp_gso_sends",
+)
+
+Key = tuple[int, bytes, int]  # a destination as it stands in a header: ATYP, address, port
+
+
+class Destination:
+    """What is known of where the client sends to."""
+
+    __slots__ = ("address", "asked", "until")
+
+    def __init__(self) -> None:
+        self.asked = True
+        self.address: Any = None  # None: denied
+        self.until = 0.0  # when it has to be asked for again; 0: never
+
+
+class Association:
+    """See engine.Association."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        client: Conn,
+        host: str,
+        sources: Sequence[str],
+        on_ask: contract.OnAsk,
+    ) -> None:
+        self._engine = engine
+        self._host = client.peer[0]
+        self._port = 0  # the client's, once it is known
+        self._address: Any = None  # both, as the socket wants them
+        self._on_ask = on_ask
+        self._sources = {numeric(source, 0)[0]: source for source in sources}
+        self._client = bind_client_socket(host, engine.settings.udp_ports)
+        self.sockname: tuple[str, int] = self._client.getsockname()[:2]
+        self._remotes: dict[int, socket.socket] = {}
+        self._control: Conn | None = None
+        self._destinations: collections.OrderedDict[Key, Destination] = collections.OrderedDict()
+        self._targets: collections.Counter[tuple[str, int]] = collections.Counter()
+        self._held: list[tuple[Key, bytes]] = []
+        self._octets = [0, 0]
+        self._stamp = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        if self._control is None:
+            self._client.close()
+
+    # -- life ----------------------------------------------------------------
+
+    def start(self, control: Conn, flow: Any, handle: int) -> None:
+        loop = self._engine.loop
+        self._control, self._flow, self._handle = control, flow, handle
+        self._stamp = loop.time()
+        make_ready(self._client)
+        loop.add_reader(self._client.fileno(), self._on_client)
+        self._engine.spawn(self._watch_control(control))
+        self._arm()
+
+    async def _watch_control(self, control: Conn) -> None:
+        """What the client says there means nothing, that it ends means everything."""
+        try:
+            while True:
+                try:
+                    said = control.sock.recv(LARGEST)
+                except BlockingIOError:
+                    await control.ready(0)
+                    continue
+                if not said:
+                    break
+                await asyncio.sleep(0)
+        except OSError as error:
+            self.end(contract.CLIENT_RESET, error.errno or 0)
+        else:
+            self.end(contract.FINISHED)
+
+    def end(self, reason: str, error: int = 0) -> None:
+        """Closes all sockets and reports; once."""
+        control = self._control
+        if control is None or self._engine.associations.pop(self._handle, None) is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        for sock in (self._client, *self._remotes.values()):
+            self._engine.loop.remove_reader(sock.fileno())
+            sock.close()
+        control.shut(reset=reason != contract.FINISHED)
+        self._engine.report((self._flow, *self._octets, reason, error))
+
+    def _arm(self) -> None:
+        # Not moved at each datagram: when it fires, it is set for what is left.
+        limit = self._engine.settings.udp_timeout
+        if limit:
+            self._timer = self._engine.loop.call_at(self._stamp + limit, self._on_timer)
+
+    def _on_timer(self) -> None:
+        limit = self._engine.settings.udp_timeout
+        if self._engine.loop.time() + CLOCK_GRAIN < self._stamp + limit:
+            self._arm()
+        else:
+            self.end(contract.IDLE, errno.ETIMEDOUT)
+
+    # -- up ------------------------------------------------------------------
+
+    def _on_client(self) -> None:
+        for data, sender in datagrams(self._client):
+            if unmapped(sender[0]) != self._host or self._port not in (0, sender[1]):
+                self._drop("source")
+            else:
+                self._pass_up(data, sender)
+
+    def _pass_up(self, data: bytes, sender: Any) -> None:
+        parsed = udp.parse(data)
+        if isinstance(parsed, udp.Fault):
+            self._drop(parsed.value)
+            return
+        # Not connected to it: ICMP's word on a reply would then end uvloop's reader.
+        self._address, self._port = sender, sender[1]
+        key = parsed.atyp, parsed.raw, parsed.port
+        destination = self._find(key)
+        if destination is None:
+            self._drop("full")
+        elif destination.asked:
+            self._hold(key, data[parsed.payload :])
+        elif destination.address is None:
+            self._drop("denied")
+        else:
+            self._send_up(destination.address, data[parsed.payload :])
+
+    def _find(self, key: Key) -> Destination | None:
+        """The destination, asked for if it is new or its verdict too old; None where
+        too many datagrams wait to ask for one more."""
+        destination = self._destinations.get(key)
+        if destination is None:
+            if len(self._held) >= HELD_MOST:
+                return None
+            if len(self._destinations) >= DESTINATIONS:
+                self._evict()
+            destination = self._destinations[key] = Destination()
+        elif not destination.until or self._engine.loop.time() < destination.until:
+            self._destinations.move_to_end(key)
+            return destination
+        self._forget_target(destination)
+        destination.asked, destination.until = True, 0.0
+        self._engine.loop.call_soon(self._ask, key)  # never within the turn of a datagram
+        return destination
+
+    def _ask(self, key: Key) -> None:
+        if self.is_alive():
+            self._on_ask(self, *key)
+
+    def _evict(self) -> None:
+        """Drops the least used; one that datagrams wait for stays."""
+        key = next(key for key, one in self._destinations.items() if not one.asked)
+        self._forget_target(self._destinations.pop(key))
+
+    def _forget_target(self, destination: Destination) -> None:
+        if destination.address is not None:
+            target = destination.address[:2]
+            self._targets[target] -= 1
+            if not self._targets[target]:
+                del self._targets[target]
+            destination.address = None
+
+    def _hold(self, key: Key, payload: bytes) -> None:
+        octets = sum(len(held) for _, held in self._held)
+        if len(self._held) >= HELD_MOST or octets + len(payload) > HELD_OCTETS:
+            self._drop("full")
+        else:
+            self._held.append((key, payload))
+
+    def answer(
+        self, atyp: int, raw: bytes, port: int, address: tuple[str, int] | None, ttl: float
+    ) -> None:
+        where = None if address is None else numeric(unmapped(address[0]), address[1])[1]
+        key = atyp, raw, port
+        destination = self._destinations.get(key)
+        if destination is None or not self.is_alive():
+            return
+        self._forget_target(destination)
+        destination.asked = False
+        destination.until = self._engine.loop.time() + ttl if ttl else 0.0
+        destination.address = where
+        if where is not None:
+            self._targets[where[:2]] += 1
+        held, self._held = self._held, []
+        for other, payload in held:
+            if other != key:
+                self._held.append((other, payload))
+            elif where is None:
+                self._drop("denied")
+            else:
+                self._send_up(where, payload)
+
+    def _send_up(self, where: Any, payload: bytes) -> None:
+        family = socket.AF_INET if len(where) == 2 else socket.AF_INET6
+        try:
+            remote = self._remotes.get(family) or self._open_remote(family)
+        except OSError:
+            self._drop("failed")
+        else:
+            self._send(UP, len(payload), functools.partial(remote.sendto, payload, where))
+
+    def _open_remote(self, family: int) -> socket.socket:
+        remote = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            if family == socket.AF_INET6:
+                remote.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            make_ready(remote)
+            source = self._sources.get(family, "::" if family == socket.AF_INET6 else "0.0.0.0")
+            remote.bind(numeric(source, 0)[1])
+        except OSError:
+            remote.close()
+            raise
+        self._engine.loop.add_reader(remote.fileno(), self._on_remote, remote)
+        self._remotes[family] = remote
+        return remote
+
+    # -- down ----------------------------------------------------------------
+
+    def _on_remote(self, remote: socket.socket) -> None:
+        for payload, sender in datagrams(remote):
+            if sender[:2] not in self._targets and not self._engine.settings.udp_full_cone:
+                self._drop("stranger")
+                continue
+            data = udp.header(*sender[:2]) + payload
+            self._send(
+                DOWN, len(payload), functools.partial(self._client.sendto, data, self._address)
+            )
+
+    # -- both ----------------------------------------------------------------
+
+    def is_new(self) -> bool:
+        return self._control is None and self._client.fileno() >= 0
+
+    def is_alive(self) -> bool:
+        return self._control is not None and self._handle in self._engine.associations
+
+    def _send(self, way: int, octets: int, send: Callable[[], int]) -> None:
+        try:
+            send()
+        except BlockingIOError:
+            self._drop("full")
+        except OSError as error:
+            self._drop("full" if error.errno == errno.ENOBUFS else "failed")
+        else:
+            self._stamp = self._engine.loop.time()
+            self._octets[way] += octets
+            self._engine.udp["datagrams_down" if way else "datagrams_up"] += 1
+
+    def _drop(self, why: str) -> None:
+        self._engine.udp[f"udp_dropped_{why}"] += 1
+
+
+def datagrams(sock: socket.socket) -> list[tuple[bytes, Any]]:
+    """What has come, up to a turn's budget."""
+    got: list[tuple[bytes, Any]] = []
+    with contextlib.suppress(OSError):  # mostly: nothing more is there
+        while len(got) < BUDGET:
+            got.append(sock.recvfrom(LARGEST))
+    return got
+
+
+def make_ready(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+
+
+def bind_client_socket(host: str, ports: tuple[int, int] | None) -> socket.socket:
+    """Any free port, or a free one of the range. Raises OSError."""
+    family, address = numeric(host, 0)
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    low, high = ports or (0, 0)
+    count = high - low + 1
+    start = random.randrange(count)  # noqa: S311 -- only to spread them
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        for number in range(count):
+            try:
+                sock.bind((address[0], low + (start + number) % count, *address[2:]))
+                return sock
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    except BaseException:
+        sock.close()
+        raise
+
+
+def unmapped(host: str) -> str:
+    """An IPv4-mapped address is the IPv4 address it stands for."""
+    packed = wire.packed_ipv6(host)
+    return host if packed is None else wire.ipv6_text(packed)
+
+
+def numeric(host: str, port: int) -> tuple[int, Any]:
+    """Family and socket address of an IP literal, looking nothing up."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        raise OSError(errno.EINVAL, f"no IP address: {host!r}") from None
+    return found[0][0], found[0][4]

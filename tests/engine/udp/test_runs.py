@@ -1,0 +1,133 @@
+# Shows that runs of datagrams of one size leave the native engine in one send (UDP_SEGMENT), come
+# in with one receive (UDP_GRO), and arrive as the datagrams they were.
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+SOL_UDP, UDP_SEGMENT = 17, 103
+
+
+def gso_sends(place):
+    return place.rig.engine.counters()["udp_gso_sends"]
+
+
+async def all_of(peer, count):
+    return [await peer.recv() for _ in range(count)]
+
+
+async def exchange(place, client, target, payloads):
+    """Sends them all at once, up and back down; each has to come as it was sent."""
+    outside = None
+    for payload in payloads:
+        client.send(payload, target.address)
+    got = []
+    for _ in payloads:
+        data, outside = await target.recvfrom()
+        got.append(data)
+    assert got == payloads
+    for payload in payloads:
+        target.sock.sendto(payload, outside)
+    assert [data[10:] for data in await all_of(client, len(payloads))] == payloads
+
+
+async def test_equal_sizes_leave_together(make_native_place, payload):
+    place = make_native_place(relay_threads=0)  # all is queued before the engine looks
+    client, target = place.client(), place.target()
+    await client.ping(target)
+    await exchange(place, client, target, [payload(1200, seed) for seed in range(30)])
+    assert gso_sends(place) >= 2
+    assert place.rig.engine.counters()["datagrams_up"] == 31
+    assert place.rig.engine.counters()["datagrams_down"] == 31
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+async def test_any_sizes_in_any_order(make_native_place, threads):
+    place = make_native_place(relay_threads=threads)
+    client, target = place.client(), place.target()
+    await client.ping(target)
+    chance = random.Random(7)
+    for _ in range(40):
+        sizes = chance.choice([[0, 1, 64], [64], [100, 101, 100, 99], [1200, 1200, 300], [1400, 0]])
+        payloads = [chance.randbytes(chance.choice(sizes)) for _ in range(chance.randrange(1, 60))]
+        await exchange(place, client, target, payloads)
+    assert gso_sends(place) > 0
+
+
+async def test_runs_to_several_targets_do_not_mix(make_native_place, payload):
+    place = make_native_place(relay_threads=0)
+    client = place.client()
+    targets = [place.target() for _ in range(3)]
+    for target in targets:
+        await client.ping(target)
+    chance = random.Random(1)
+    expected = {target: [] for target in targets}
+    for number in range(60):
+        target = chance.choice(targets)
+        expected[target].append(payload(500, number))
+        client.send(expected[target][-1], target.address)
+    for target in targets:
+        assert await all_of(target, len(expected[target])) == expected[target]
+
+
+@pytest.mark.parametrize("size", [1, 100, 1000])
+async def test_a_run_that_comes_in_one(make_native_place, header, payload, size):
+    """The client and the target use UDP_SEGMENT too: the engine gets a run ready-made."""
+    place = make_native_place()
+    client, target = place.client(), place.target()
+    await client.ping(target)
+    client.send(b"?", target.address)
+    outside = (await target.recvfrom())[1]
+    payloads = [payload(size, number) for number in range(40)] + [payload(size)[: size // 2 or 1]]
+    head = header(*target.address)
+    run = b"".join(head + piece for piece in payloads)
+    cut = [(SOL_UDP, UDP_SEGMENT, (len(head) + size).to_bytes(2, "little"))]
+    client.sock.sendmsg([run], cut, 0, client.relay)
+    assert await all_of(target, 41) == payloads
+    cut = [(SOL_UDP, UDP_SEGMENT, size.to_bytes(2, "little"))]
+    target.sock.sendmsg([b"".join(payloads)], cut, 0, outside)
+    assert await all_of(client, 41) == [head + piece for piece in payloads]
+    assert gso_sends(place) >= 2
+
+
+async def test_a_run_of_other_destinations_comes_apart(make_native_place, header):
+    place = make_native_place()
+    client = place.client()
+    targets = [place.target() for _ in range(4)]
+    for target in targets:
+        await client.ping(target)
+    order = [targets[number % 4] for number in range(20)]
+    run = b"".join(header(*target.address) + b"%04d" % n for n, target in enumerate(order))
+    client.sock.sendmsg(
+        [run], [(SOL_UDP, UDP_SEGMENT, (14).to_bytes(2, "little"))], 0, client.relay
+    )
+    for number, target in enumerate(targets):
+        assert await all_of(target, 5) == [b"%04d" % (number + 4 * turn) for turn in range(5)]
+
+
+async def test_a_run_with_bad_headers_in_it(make_native_place, header):
+    place = make_native_place()
+    client, target = place.client(), place.target()
+    await client.ping(target)
+    good = header(*target.address) + b"good"
+    bad = b"\0\0\0\x09" + good[4:]
+    run = good + bad + good + b"\0\0\x01" + good[3:] + good + good[:6]
+    cut = [(SOL_UDP, UDP_SEGMENT, len(good).to_bytes(2, "little"))]
+    client.sock.sendmsg([run], cut, 0, client.relay)
+    assert await all_of(target, 3) == [b"good"] * 3
+    await client.drops("malformed", 2)
+    await client.drops("fragment", 1)
+
+
+async def test_inline_and_in_threads_are_the_same(make_native_place, payload):
+    for threads in (0, 1, 2):
+        place = make_native_place(relay_threads=threads)
+        clients = [place.client() for _ in range(4)]
+        target = place.target()
+        for client in clients:
+            await exchange(place, client, target, [payload(300, n) for n in range(16)])
+        for client in clients:
+            client.control.close()
+        await place.rig.ended(4)
