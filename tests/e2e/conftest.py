@@ -17,7 +17,7 @@ import pytest
 
 from support import programs
 from support.programs import READY_SECONDS
-from support.proxies import Fastsocks, running_fastsocks
+from support.proxies import OUTSIDE, Fastsocks, Proxy, running_dante, running_fastsocks
 
 MIB = 1 << 20
 
@@ -99,6 +99,22 @@ def start_proxy(engine: str, tmp_path: Path) -> Iterator[Callable[..., Fastsocks
             return stack.enter_context(running)
 
         yield start
+
+
+@pytest.fixture(scope="module", params=["dante", "native", "python"])
+def outside_proxy(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    """A proxy with every command, seen by servers as OUTSIDE, as no client of it is: so they
+    can tell who came past it. Dante is among them to show that the test itself is right."""
+    directory = tmp_path_factory.mktemp("outside")
+    options = ("--allow-bind", "-b", OUTSIDE)
+    with (
+        running_dante(directory)
+        if request.param == "dante"
+        else running_fastsocks(request.param, directory / "stderr", *options)
+    ) as running:
+        yield running
 
 
 # --- servers to aim the proxy at ------------------------------------------------------------
