@@ -21,9 +21,11 @@ public class SocksClient {
         }
         InetSocketAddress gate = new InetSocketAddress(words[0], Integer.parseInt(words[1]));
         try (Socket socket = new Socket(new Proxy(Proxy.Type.SOCKS, gate))) {
-            // Unresolved: the name, if it is one, goes to the proxy.
+            // A name goes to the proxy as it is. SOCKS4, of which Java has no 4a, takes none.
             int port = Integer.parseInt(words[3]);
-            socket.connect(InetSocketAddress.createUnresolved(words[2], port), 30000);
+            boolean literal = Character.isDigit(words[2].charAt(0));
+            socket.connect(literal ? new InetSocketAddress(words[2], port)
+                    : InetSocketAddress.createUnresolved(words[2], port), 30000);
             OutputStream out = socket.getOutputStream();
             System.in.transferTo(out);
             out.flush();

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,6 @@ anon_root={directory}/root
 anon_upload_enable=YES
 anon_umask=022
 no_anon_password=YES
-ftp_username={user}
 write_enable=YES
 connect_from_port_20=NO
 port_promiscuous=YES
@@ -100,35 +100,32 @@ class FtpServer:
 
 
 @pytest.fixture
-def ftp(need, running_daemon, tmp_path) -> Iterator[FtpServer]:
+def ftp(need, running_daemon) -> Iterator[FtpServer]:
     """vsftpd with a file to fetch and a directory to write to."""
     program = need("vsftpd")
-    directory = tmp_path / "vsftpd"
-    for name in ("root/up", "empty"):
-        (directory / name).mkdir(parents=True)
-    (directory / "root/file").write_bytes(os.urandom(BULK))
-    (directory / "root/up").chmod(0o777)
-    (directory / "root").chmod(0o555)  # vsftpd refuses a root that the visitor may change
-    for parent in (directory, *directory.parents):
-        if parent.owner() != "root" and os.geteuid() == 0:
-            break
-        if parent.is_relative_to("/tmp") and parent != Path("/tmp") and os.geteuid() == 0:
-            parent.chmod(parent.stat().st_mode | 0o055)
-    config = directory / "vsftpd.conf"
+    # Not below tmp_path, where the user that vsftpd serves visitors as may not look.
+    with tempfile.TemporaryDirectory(prefix="vsftpd-") as name:
+        directory = Path(name)
+        for part in ("root/up", "empty"):
+            (directory / part).mkdir(parents=True)
+        (directory / "root/file").write_bytes(os.urandom(BULK))
+        (directory / "root/up").chmod(0o777)
+        for part in ("root", "."):  # vsftpd refuses a root that the visitor may change
+            (directory / part).chmod(0o755)
+        config = directory / "vsftpd.conf"
 
-    def command(port: int) -> list[str]:
-        config.write_text(
-            VSFTPD.format(
-                port=port,
-                directory=directory,
-                user="nobody",
-                unprivileged="NO" if os.geteuid() == 0 else "YES",
+        def command(port: int) -> list[str]:
+            config.write_text(
+                VSFTPD.format(
+                    port=port,
+                    directory=directory,
+                    unprivileged="NO" if os.geteuid() == 0 else "YES",
+                )
             )
-        )
-        return [program, str(config)]
+            return [program, str(config)]
 
-    with running_daemon(command, directory / "output") as port:
-        yield FtpServer(port, directory / "root", directory / "log")
+        with running_daemon(command, directory / "output") as port:
+            yield FtpServer(port, directory / "root", directory / "log")
 
 
 @dataclass(slots=True)
