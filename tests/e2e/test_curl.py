@@ -253,6 +253,16 @@ def test_ipv6_target(proxy, site, fetch, ipv6, scheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_proxy_on_ipv6(start_proxy, site, fetch, ipv6, scheme) -> None:
+    started = start_proxy(listen=f"[{ipv6}]:0")
+    for host in ("127.0.0.1", f"[{ipv6}]")[: 2 if scheme.startswith("socks5") else 1]:
+        url = site.url(host=host)
+        result = fetch(f"{scheme}://{started.address}", "-r", f"0-{MIB - 1}", url)
+        assert (result.process.returncode, result.errors) == (0, "")
+        assert result.digest == site.slice_digest(0, MIB)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_target_given_by_name(proxy, site, fetch, scheme) -> None:
     # With socks4a and socks5h the name travels and the proxy resolves it; -4 because curl
     # may find ::1 for the other two, which SOCKS4 cannot carry.

@@ -1,0 +1,187 @@
+# A proxy as a process of its own: fastsocks with either engine, or Dante, whose part is to
+# show that a test is about SOCKS and not about us.
+#
+# Must not know: anything of fastsocks but its command line and the line it prints when ready.
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.programs import READY_SECONDS, need, plain_environment, running_daemon, wait_until
+
+CALM_SECONDS = 30.0  # for a proxy whose clients have all gone to let go of their sockets
+READY_LINE = re.compile(r"^fastsocks listening on (\S+):(\d+) ")
+
+# Both proxies connect, listen and send from here where a test wants to tell at the server
+# who came through the proxy and who past it.
+OUTSIDE = "127.0.0.2"
+
+
+@dataclass(slots=True)
+class Proxy:
+    """Any proxy: what its clients have to know."""
+
+    name: str
+    host: str
+    port: int
+    log: Path
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def stderr(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=READY_SECONDS)
+
+
+@dataclass(slots=True)
+class Fastsocks(Proxy):
+    """Ours, of which is asserted without asking: no socket left behind by its sessions,
+    exit code 0 on SIGTERM, no traceback and no password in the log."""
+
+    process: subprocess.Popen[bytes]
+    banner: str
+    secrets: tuple[str, ...]
+    resting_sockets: int = 0
+
+    def sockets(self) -> int:
+        count = 0
+        directory = f"/proc/{self.process.pid}/fd"
+        with contextlib.suppress(FileNotFoundError):  # the process itself has gone
+            for entry in os.listdir(directory):
+                with contextlib.suppress(OSError):  # closed between the listing and the look
+                    count += os.readlink(f"{directory}/{entry}").startswith("socket:")
+        return count
+
+    def resident_memory(self) -> int:
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def finish(self) -> None:
+        """SIGTERM to a proxy at rest, unless the test has ended it already."""
+        if self.process.returncode is not None:
+            return
+        assert self.process.poll() is None, f"it ended by itself; its log:\n{self.stderr()}"
+        wait_until(
+            lambda: self.sockets() <= self.resting_sockets,
+            CALM_SECONDS,
+            "all sockets of sessions that are over are closed",
+        )
+        self.process.send_signal(signal.SIGTERM)
+        self.assert_good_end()
+
+    def assert_good_end(self) -> None:
+        """The end that is expected of every proxy of these tests, once it has its signal."""
+        try:
+            output = self.process.communicate(timeout=READY_SECONDS)[0].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the proxy did not end on its signal; its log:\n{self.stderr()}")
+        log = self.stderr()
+        assert self.process.returncode == 0, log
+        for trouble in ("Traceback", "Fatal Python error", "Sanitizer"):
+            assert trouble not in log, log
+        for secret in self.secrets:
+            assert secret not in log + output, f"a password is in the log:\n{log}"
+
+
+def _read_line(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None
+    deadline = time.monotonic() + READY_SECONDS
+    line = b""
+    while not line.endswith(b"\n"):
+        if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            break
+        piece = os.read(process.stdout.fileno(), 1)  # one at a time: the rest is communicate's
+        if not piece:
+            break
+        line += piece
+    return line.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def running_fastsocks(
+    engine: str,
+    log: Path,
+    *options: str,
+    listen: str = "127.0.0.1:0",
+    environment: dict[str, str] | None = None,
+    secrets: tuple[str, ...] = (),
+    through: Sequence[str] = (),
+) -> Iterator[Fastsocks]:
+    """`through` is a command that ends in executing the one appended to it."""
+    command = [*through, sys.executable, "-m", "fastsocks", "--listen", listen, "--engine", engine]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [*command, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            env=plain_environment() | (environment or {}),
+        )
+    try:
+        banner = _read_line(process)
+        ready = READY_LINE.match(banner)
+        assert ready, f"no line that says ready, but {banner!r}; its log:\n{log.read_text()}"
+        assert engine in banner, banner  # no engine may quietly stand in for the other
+        host, port = ready[1].strip("[]"), int(ready[2])
+        proxy = Fastsocks(engine, host, port, log, process, banner, secrets)
+        proxy.resting_sockets = proxy.sockets()
+        yield proxy
+        proxy.finish()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+DANTE = """
+logoutput: {log}
+errorlog: {log}
+internal: 127.0.0.1 port = {port}
+external: {outside}
+external: ::1
+external.rotation: none
+clientmethod: none
+socksmethod: {method}
+{user}
+client pass {{ from: 0/0 to: 0/0 }}
+socks pass {{ from: 0/0 to: 0/0 log: connect disconnect error }}
+socks pass {{ from: 0/0 to: ::/0 log: connect disconnect error }}
+socks pass {{ from: ::/0 to: 0/0 log: connect disconnect error }}
+"""
+
+
+@contextlib.contextmanager
+def running_dante(
+    directory: Path, *, login: bool = False, outside: str = OUTSIDE
+) -> Iterator[Proxy]:
+    """With `login` it asks for the user and password of an account of this machine."""
+    program = need("danted")
+    config, log = directory / "danted.conf", directory / "danted.log"
+    log.touch()
+
+    def command(port: int) -> list[str]:
+        user = "user.privileged: root\nuser.unprivileged: nobody" if os.geteuid() == 0 else ""
+        method = "username" if login else "none"
+        config.write_text(
+            DANTE.format(log=log, port=port, outside=outside, method=method, user=user)
+        )
+        return [program, "-f", str(config), "-p", str(directory / "danted.pid")]
+
+    with running_daemon(command, directory / "output") as port:
+        yield Proxy("dante", "127.0.0.1", port, log)
