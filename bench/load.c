@@ -5,53 +5,43 @@
  * from a memfd and are swallowed by recv(MSG_TRUNC), so neither end ever touches a payload byte;
  * latencies go into a histogram of fixed size; nothing is allocated per session.
  *
- *     load origin
- *         Listens on a few ports of 127.0.2.1 .. 127.0.2.16, prints them as one JSON object, lives
- *         until stdin closes.
+ *     load origin [--origin A]
+ *         Listens on a few ports of 127.0.2.1 .. 127.0.2.16 (A and on), prints them as one JSON
+ *         object, lives until stdin closes.
  *
- *     load client --source P --sink P --echo P --count P [--socks P] [--seconds S] [--warmup S]
- *                 [--down N] [--up N] [--rr N [--bytes B]] [--conn K [--rst]] [--idle N]
- *                 [--garbage RATE]
+ *     load client --source P --sink P --echo P --object P --count P [--socks P [--as DIALECT]]
+ *                 [--seconds S] [--warmup S] [--down N] [--up N] [--rr N [--bytes B]]
+ *                 [--conn K [--rst]] [--fetch K [--size B]] [--idle N] [--garbage RATE]
+ *                 [--origin A] [--target A] [--proxy A] [--from A]
  *         Opens what was asked for and keeps it busy from one loop. To see what one load does to
  *         another, run each as a client of its own with an origin of its own: in one loop they wait
  *         for each other whatever the proxy does (measured: 8 ping-pongs beside 16 handshakes, no
  *         proxy, 11,000 a second in one loop and 50,000 in two). With --socks every session starts
- *         with a SOCKS5 CONNECT to the proxy at 127.0.0.1; without it the ports are connected to as
- *         they are. Prints "begin" and "end" around what is counted, then the figures as one JSON
- *         object. With --idle it prints "ready" when all sessions stand and holds them until stdin
+ *         with a SOCKS5 CONNECT to the proxy at 127.0.0.1, or with what --as says: 4, 4a, 5, name
+ *         (SOCKS5, the target by name), password (SOCKS5, user "bench", password "bench"). Without
+ *         it the ports are connected to as they are. --fetch has K sessions in flight, each of
+ *         which asks for B bytes and is over when it has them. --target is where sessions go if not
+ *         to the origin itself: to a relay's ports. Prints "begin" and "end" around what is counted, then the figures as one JSON
+ *         object. With --idle alone it prints "ready" when all sessions stand and holds them until stdin
  *         closes, --seconds at most.
  *
- * A session's steps: CONNECTING -> GREETED (05 01 00 sent) -> ASKED (CONNECT sent) -> OPEN; any of
- * them -> FAILED, which is counted by cause and tried again a tick later. Without --socks it goes
- * from CONNECTING to OPEN.
+ * A session's steps: CONNECTING -> GREETED (methods sent) [-> NAMED (user and password sent)] ->
+ * ASKED (CONNECT sent) -> OPEN; any of them -> FAILED, which is counted by cause and tried again a
+ * tick later. SOCKS4 goes from CONNECTING to ASKED, and without --socks to OPEN.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <getopt.h>
-#include <netinet/in.h>
+#include "common.h"
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/sendfile.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
-
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 enum {
     MAX_FDS = 20000,
     BATCH = 256,             /* events taken per epoll_wait */
     CHUNK = 256 * 1024,      /* bulk bytes per turn: few, so that no other session waits */
+    MAX_SIZE = 1 << 30,
     MAX_MESSAGE = 16 * 1024, /* fits a loopback socket's buffer: the echo never holds back */
 };
 
@@ -59,47 +49,37 @@ enum {
  * legs spread. */
 enum { TARGETS = 16, SOURCES = 32 };
 
-static const uint32_t PROXY_HOST = 0x7f000001;  /* 127.0.0.1 */
-static const uint32_t SOURCE_HOST = 0x7f000101; /* 127.0.1.1 and on */
-static const uint32_t TARGET_HOST = 0x7f000201; /* 127.0.2.1 and on */
+static struct {
+    uint32_t proxy_host;  /* 127.0.0.1 */
+    uint32_t source_host; /* 127.0.1.1 and on */
+    uint32_t origin_host; /* 127.0.2.1 and on */
+    uint32_t target_host; /* where it is not the origin */
+    int socks, source, sink, echo, object, count;
+    int bytes, size, rst, garbage_rate;
+    double seconds, warmup;
+    const char *as;
+} option = {
+    .proxy_host = 0x7f000001,
+    .source_host = 0x7f000101,
+    .origin_host = 0x7f000201,
+    .bytes = 64,
+    .size = 1024,
+    .seconds = 3,
+    .warmup = 0.5,
+    .as = "5",
+};
 
 static int poller;
 static int bulk_file;
 static char scratch[MAX_MESSAGE];
-
-static void die(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
-static void die(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    fprintf(stderr, "load: ");
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-    exit(1);
-}
-
-static uint64_t clock_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static struct sockaddr_in address(uint32_t host, int port) {
-    return (struct sockaddr_in){
-        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(host)};
-}
-
-static bool would_block(ssize_t result) {
-    return result < 0 && (errno == EAGAIN || errno == EINTR);
-}
 
 static void watch(int operation, int fd, uint32_t events, uint64_t data) {
     struct epoll_event event = {.events = events, .data.u64 = data};
     if (epoll_ctl(poller, operation, fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
 }
 
-static ssize_t send_bulk(int fd) {
-    return sendfile(fd, bulk_file, &(off_t){0}, CHUNK);
+static ssize_t send_bulk(int fd, size_t most) {
+    return sendfile(fd, bulk_file, &(off_t){0}, most < CHUNK ? most : CHUNK);
 }
 
 static ssize_t swallow(int fd) {
@@ -107,10 +87,7 @@ static ssize_t swallow(int fd) {
 }
 
 static void prepare(void) {
-    struct rlimit limit;
-    getrlimit(RLIMIT_NOFILE, &limit);
-    limit.rlim_cur = limit.rlim_max < MAX_FDS ? limit.rlim_max : MAX_FDS;
-    setrlimit(RLIMIT_NOFILE, &limit);
+    raise_descriptor_limit(MAX_FDS);
     signal(SIGPIPE, SIG_IGN);
     setvbuf(stdout, NULL, _IOLBF, 0);
     poller = epoll_create1(EPOLL_CLOEXEC);
@@ -133,7 +110,7 @@ static void prepare(void) {
 static uint64_t swallowed;
 
 static ssize_t serve_source(int fd) {
-    return send_bulk(fd);
+    return send_bulk(fd, CHUNK);
 }
 
 static ssize_t serve_sink(int fd) {
@@ -146,6 +123,32 @@ static ssize_t serve_echo(int fd) {
     ssize_t got = recv(fd, scratch, sizeof scratch, 0);
     if (got <= 0) return got;
     return send(fd, scratch, (size_t)got, 0) == got ? got : 0;
+}
+
+/* Bytes still to send, and of the request so far, by descriptor. */
+static struct {
+    uint64_t left;
+    uint8_t asked;
+    bool sending; /* waits for room, and no longer for the client */
+} objects[MAX_FDS];
+
+/* A size comes in, so many bytes go out, and the client closes. What is small leaves at once. */
+static ssize_t serve_object(int fd) {
+    if (objects[fd].asked < sizeof objects[fd].left) {
+        ssize_t got = recv(fd, (char *)&objects[fd].left + objects[fd].asked,
+                           sizeof objects[fd].left - objects[fd].asked, 0);
+        if (got <= 0) return got;
+        objects[fd].asked = (uint8_t)(objects[fd].asked + got);
+        if (objects[fd].asked < sizeof objects[fd].left) return got;
+    }
+    if (!objects[fd].left) return recv(fd, scratch, 1, 0); /* until it has closed */
+    ssize_t sent = send_bulk(fd, objects[fd].left);
+    if (sent > 0) objects[fd].left -= (uint64_t)sent;
+    bool sending = objects[fd].left > 0;
+    if (sending != objects[fd].sending)
+        watch(EPOLL_CTL_MOD, fd, sending ? EPOLLOUT : EPOLLIN, (uint64_t)fd);
+    objects[fd].sending = sending;
+    return sent;
 }
 
 /* What the sink has received so far: how a client that sends learns what arrived. Never asked
@@ -163,6 +166,7 @@ static const struct role {
     {"source", serve_source, EPOLLOUT},
     {"sink", serve_sink, EPOLLIN},
     {"echo", serve_echo, EPOLLIN},
+    {"object", serve_object, EPOLLIN},
     {"count", serve_count, EPOLLIN},
 };
 
@@ -178,19 +182,13 @@ static int listen_on(uint32_t host, int port) {
     return fd;
 }
 
-static int port_of(int fd) {
-    struct sockaddr_in local;
-    socklen_t size = sizeof local;
-    getsockname(fd, (struct sockaddr *)&local, &size);
-    return ntohs(local.sin_port);
-}
-
 static void accept_from(int listener) {
     for (int i = 0; i < BATCH; i++) {
         int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) return;
         role_of[fd] = role_of[listener];
         listening[fd] = false;
+        memset(&objects[fd], 0, sizeof objects[fd]);
         watch(EPOLL_CTL_ADD, fd, role_of[fd]->events, (uint64_t)fd);
     }
 }
@@ -200,7 +198,7 @@ static void run_origin(void) {
     for (size_t i = 0; i < COUNT(roles); i++) {
         int port = 0;
         for (uint32_t n = 0; n < TARGETS; n++) {
-            int fd = listen_on(TARGET_HOST + n, port);
+            int fd = listen_on(option.origin_host + n, port);
             port = port_of(fd);
             role_of[fd] = &roles[i];
             listening[fd] = true;
@@ -229,37 +227,6 @@ static void run_origin(void) {
 }
 
 /* -------------------------------------------------------------------------- the client: figures */
-
-/*
- * Latencies: 64 buckets to each power of two, so a percentile is off by at most 1.6 %, from 1 ns to
- * ages.
- */
-enum { FINE = 64, FINE_BITS = 6, BUCKETS = (64 - FINE_BITS + 1) * FINE };
-
-struct histogram {
-    uint64_t count, longest;
-    uint64_t buckets[BUCKETS];
-};
-
-static void note(struct histogram *seen, uint64_t ns) {
-    unsigned shift = ns < FINE ? 0 : 63 - FINE_BITS - (unsigned)__builtin_clzll(ns);
-    seen->buckets[(shift << FINE_BITS) + (ns >> shift)]++;
-    seen->count++;
-    if (ns > seen->longest) seen->longest = ns;
-}
-
-static double percentile_us(const struct histogram *seen, double share) {
-    uint64_t wanted = (uint64_t)((double)seen->count * share), passed = 0;
-    for (unsigned i = 0; i < BUCKETS; i++) {
-        passed += seen->buckets[i];
-        if (passed <= wanted) continue;
-        /* The inverse of note(): from the second power of two on, an index carries its shift plus
-         * one. */
-        unsigned shift = i < 2 * FINE ? 0 : i / FINE - 1;
-        return (double)((uint64_t)(i - shift * FINE) << shift) / 1000.0;
-    }
-    return 0;
-}
 
 enum trouble {
     REFUSED,
@@ -299,8 +266,8 @@ static enum trouble trouble_by_errno(void) {
 
 /* ------------------------------------------------------------------------- the client: sessions */
 
-enum kind { DOWN, UP, RR, IDLE, CONN, GARBAGE, KINDS };
-enum step { UNUSED, CONNECTING, GREETED, ASKED, OPEN, FAILED };
+enum kind { DOWN, UP, RR, IDLE, CONN, FETCH, GARBAGE, KINDS };
+enum step { UNUSED, CONNECTING, GREETED, NAMED, ASKED, OPEN, FAILED };
 
 enum { MAX_SESSIONS = 18000, GARBAGE_SLOTS = 8000, REPLY_ROOM = 22 };
 
@@ -320,13 +287,8 @@ static struct group {
     uint64_t bytes;
     struct histogram latency;
 } groups[KINDS] = {{.name = "down"}, {.name = "up"},   {.name = "rr"},
-                   {.name = "idle"}, {.name = "conn"}, {.name = "garbage"}};
-
-static struct {
-    int socks, source, sink, echo, count;
-    int bytes, rst, garbage_rate;
-    double seconds, warmup;
-} option = {.bytes = 64, .seconds = 3, .warmup = 0.5};
+                   {.name = "idle"}, {.name = "conn"}, {.name = "fetch"},
+                   {.name = "garbage"}};
 
 static struct session sessions[MAX_SESSIONS];
 static int session_count;
@@ -342,12 +304,13 @@ static int port_for(enum kind kind) {
     switch (kind) {
     case DOWN: return option.source;
     case UP: return option.sink;
+    case FETCH: return option.object;
     default: return option.echo;
     }
 }
 
 static struct sockaddr_in target_of(const struct session *s) {
-    return address(TARGET_HOST + s->number % TARGETS, port_for(s->kind));
+    return address(option.target_host + s->number % TARGETS, port_for(s->kind));
 }
 
 static void drop(struct session *s, enum step next) {
@@ -387,8 +350,8 @@ static void start(struct session *s) {
         fail_by_errno(s);
         return;
     }
-    struct sockaddr_in local = address(SOURCE_HOST + s->number % SOURCES, 0);
-    struct sockaddr_in peer = option.socks ? address(PROXY_HOST, option.socks) : target_of(s);
+    struct sockaddr_in local = address(option.source_host + s->number % SOURCES, 0);
+    struct sockaddr_in peer = option.socks ? address(option.proxy_host, option.socks) : target_of(s);
     /* Lets connect() choose the port, by both addresses; bind() would want one that is free for any
      * peer. */
     setsockopt(s->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
@@ -442,7 +405,7 @@ static void begin_up(struct session *s) {
 }
 
 static void turn_up(struct session *s) {
-    ssize_t sent = send_bulk(s->fd);
+    ssize_t sent = send_bulk(s->fd, CHUNK);
     if (sent < 0 && !would_block(sent)) fail_by_errno(s);
 }
 
@@ -479,12 +442,33 @@ static void turn_conn(struct session *s) {
     start(s);
 }
 
+static void begin_fetch(struct session *s) {
+    uint64_t size = (uint64_t)option.size;
+    if (send(s->fd, &size, sizeof size, 0) != sizeof size) fail_by_errno(s);
+}
+
+static void turn_fetch(struct session *s) {
+    while (s->got < (uint32_t)option.size) {
+        ssize_t got = swallow(s->fd);
+        if (got == 0) fail(s, CLOSED);
+        if (got < 0 && !would_block(got)) fail_by_errno(s);
+        if (got <= 0) return;
+        groups[FETCH].bytes += (uint64_t)got;
+        s->got += (uint32_t)got;
+    }
+    note(&groups[FETCH].latency, clock_ns() - s->began);
+    if (option.rst) close_by_reset(s);
+    drop(s, UNUSED);
+    start(s);
+}
+
 static const struct {
     void (*begin)(struct session *);
     void (*turn)(struct session *);
 } behaviours[] = {
     [DOWN] = {begin_down, turn_down}, [UP] = {begin_up, turn_up},     [RR] = {begin_rr, turn_rr},
     [IDLE] = {begin_echo, turn_idle}, [CONN] = {begin_echo, turn_conn},
+    [FETCH] = {begin_fetch, turn_fetch},
 };
 
 /* ---- what a session does before that */
@@ -515,28 +499,94 @@ static void opened(struct session *s) {
     behaviours[s->kind].begin(s);
 }
 
+static const struct dialect {
+    const char *name;
+    bool socks4, by_name, password;
+} dialects[] = {
+    {.name = "5"},
+    {.name = "name", .by_name = true},
+    {.name = "password", .password = true},
+    {.name = "4", .socks4 = true},
+    {.name = "4a", .socks4 = true, .by_name = true},
+};
+static const struct dialect *dialect;
+
+enum { LONGEST_REQUEST = 64 };
+
+/* The names that the harness gives the origin's addresses, each with its NUL. */
+static size_t write_name(char *to, const struct session *s) {
+    return (size_t)sprintf(to, "origin-%u.bench", s->number % TARGETS + 1);
+}
+
+static size_t write_request4(uint8_t *request, const struct session *s) {
+    struct sockaddr_in target = target_of(s);
+    memcpy(request, "\4\1", 2);
+    memcpy(request + 2, &target.sin_port, 2);
+    memcpy(request + 4, dialect->by_name ? "\0\0\0\1" : (char *)&target.sin_addr, 4);
+    request[8] = 0; /* no user id */
+    return dialect->by_name ? 9 + write_name((char *)request + 9, s) + 1 : 9;
+}
+
+static size_t write_request5(uint8_t *request, const struct session *s) {
+    struct sockaddr_in target = target_of(s);
+    size_t size;
+    if (dialect->by_name) {
+        memcpy(request, "\5\1\0\3", 4);
+        size = write_name((char *)request + 5, s);
+        request[4] = (uint8_t)size;
+        size += 5;
+    } else {
+        memcpy(request, "\5\1\0\1", 4);
+        memcpy(request + 4, &target.sin_addr, 4);
+        size = 8;
+    }
+    memcpy(request + size, &target.sin_port, 2);
+    return size + 2;
+}
+
+static bool ask(struct session *s) {
+    uint8_t request[LONGEST_REQUEST];
+    size_t size = dialect->socks4 ? write_request4(request, s) : write_request5(request, s);
+    s->got_reply = 0;
+    if (!say(s, request, size)) return false;
+    s->step = ASKED;
+    return true;
+}
+
 static void greet(struct session *s) {
     /* Sending nothing asks whether the connection stands. */
     if (!option.socks && say(s, "", 0)) opened(s);
-    if (option.socks && say(s, "\5\1\0", 3)) s->step = GREETED;
+    if (!option.socks) return;
+    if (dialect->socks4) ask(s);
+    else if (say(s, dialect->password ? "\5\1\2" : "\5\1\0", 3)) s->step = GREETED;
 }
 
-static void ask(struct session *s) {
+static void hear_method(struct session *s) {
     if (!hear(s, 2)) return;
-    if (s->reply[0] != 5 || s->reply[1] != 0) {
+    if (s->reply[0] != 5 || s->reply[1] != (dialect->password ? 2 : 0)) {
         fail(s, NOT_SOCKS);
         return;
     }
-    struct sockaddr_in target = target_of(s);
-    uint8_t request[10] = {5, 1, 0, 1};
-    memcpy(request + 4, &target.sin_addr, 4);
-    memcpy(request + 8, &target.sin_port, 2);
     s->got_reply = 0;
-    s->step = ASKED;
-    say(s, request, sizeof request);
+    if (!dialect->password) ask(s);
+    else if (say(s, "\1\5bench\5bench", 13)) s->step = NAMED;
 }
 
-static void hear_reply(struct session *s) {
+static void hear_verdict(struct session *s) {
+    if (!hear(s, 2)) return;
+    if (s->reply[1] != 0) fail(s, DENIED);
+    else ask(s);
+}
+
+static void hear_reply4(struct session *s) {
+    enum { REPLY = 8, GRANTED = 90 };
+    if (!hear(s, REPLY)) return;
+    if (s->reply[0] != 0) fail(s, NOT_SOCKS);
+    else if (s->reply[1] != GRANTED) fail(s, DENIED);
+    else opened(s);
+}
+
+static void hear_reply5(struct session *s) {
     enum { SHORT_REPLY = 10, LONG_REPLY = 22, ATYP_IPV4 = 1, ATYP_IPV6 = 4 };
     if (!hear(s, SHORT_REPLY)) return;
     bool ipv4 = s->reply[3] == ATYP_IPV4;
@@ -612,8 +662,12 @@ static void on_event(struct session *s) {
         if (s->kind == GARBAGE) make_noise(s);
         else greet(s);
         break;
-    case GREETED: ask(s); break;
-    case ASKED: hear_reply(s); break;
+    case GREETED: hear_method(s); break;
+    case NAMED: hear_verdict(s); break;
+    case ASKED:
+        if (dialect->socks4) hear_reply4(s);
+        else hear_reply5(s);
+        break;
     case OPEN:
         if (s->kind == GARBAGE) linger_on(s);
         else behaviours[s->kind].turn(s);
@@ -651,11 +705,11 @@ static void turn(void) {
 }
 
 /* Opens every lasting session, few at a time: servers differ in the length of their accept queue,
- * and that is not what is measured. The short sessions of --conn start last and all at once, since
- * their number is the load. */
+ * and that is not what is measured. The short sessions of --conn and --fetch start last and all at
+ * once, since their number is the load. */
 static bool open_all(void) {
     enum { AT_A_TIME = 32, SECONDS = 30 };
-    int lasting = session_count - groups[CONN].wanted, started = 0, open = 0;
+    int lasting = session_count - groups[CONN].wanted - groups[FETCH].wanted, started = 0, open = 0;
     uint64_t deadline = (now = clock_ns()) + SECONDS * UINT64_C(1000000000);
     while (open < lasting && now < deadline) {
         while (started < lasting && started < open + AT_A_TIME) start(&sessions[started++]);
@@ -671,7 +725,7 @@ static bool open_all(void) {
 static uint64_t count_arrived(void) {
     static int fd = -1;
     uint64_t total = 0;
-    struct sockaddr_in peer = address(TARGET_HOST, option.count);
+    struct sockaddr_in peer = address(option.origin_host, option.count);
     if (fd < 0) {
         fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (connect(fd, (struct sockaddr *)&peer, sizeof peer) < 0)
@@ -755,8 +809,8 @@ static int run_client(void) {
         print_rest();
         return 1;
     }
-    if (groups[IDLE].wanted) {
-        wait_for_echoes();
+    if (groups[IDLE].wanted) wait_for_echoes();
+    if (groups[IDLE].wanted && groups[IDLE].wanted == session_count) {
         printf("ready\n");
         struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
         poll(&input, 1, (int)(option.seconds * 1000));
@@ -776,45 +830,42 @@ static int run_client(void) {
     return 0;
 }
 
-/* What every number on the command line sets. */
-static const struct {
-    struct option named;
-    int *integer;
-    double *real;
-} options[] = {
-    {{"socks", required_argument, NULL, 0}, &option.socks, NULL},
-    {{"source", required_argument, NULL, 0}, &option.source, NULL},
-    {{"sink", required_argument, NULL, 0}, &option.sink, NULL},
-    {{"echo", required_argument, NULL, 0}, &option.echo, NULL},
-    {{"count", required_argument, NULL, 0}, &option.count, NULL},
-    {{"down", required_argument, NULL, 0}, &groups[DOWN].wanted, NULL},
-    {{"up", required_argument, NULL, 0}, &groups[UP].wanted, NULL},
-    {{"rr", required_argument, NULL, 0}, &groups[RR].wanted, NULL},
-    {{"idle", required_argument, NULL, 0}, &groups[IDLE].wanted, NULL},
-    {{"conn", required_argument, NULL, 0}, &groups[CONN].wanted, NULL},
-    {{"garbage", required_argument, NULL, 0}, &option.garbage_rate, NULL},
-    {{"bytes", required_argument, NULL, 0}, &option.bytes, NULL},
-    {{"rst", no_argument, NULL, 0}, &option.rst, NULL},
-    {{"seconds", required_argument, NULL, 0}, NULL, &option.seconds},
-    {{"warmup", required_argument, NULL, 0}, NULL, &option.warmup},
+static const struct setting settings[] = {
+    {.name = "proxy", .has_arg = required_argument, .host = &option.proxy_host},
+    {.name = "from", .has_arg = required_argument, .host = &option.source_host},
+    {.name = "origin", .has_arg = required_argument, .host = &option.origin_host},
+    {.name = "target", .has_arg = required_argument, .host = &option.target_host},
+    {.name = "socks", .has_arg = required_argument, .integer = &option.socks},
+    {.name = "source", .has_arg = required_argument, .integer = &option.source},
+    {.name = "sink", .has_arg = required_argument, .integer = &option.sink},
+    {.name = "echo", .has_arg = required_argument, .integer = &option.echo},
+    {.name = "object", .has_arg = required_argument, .integer = &option.object},
+    {.name = "count", .has_arg = required_argument, .integer = &option.count},
+    {.name = "down", .has_arg = required_argument, .integer = &groups[DOWN].wanted},
+    {.name = "up", .has_arg = required_argument, .integer = &groups[UP].wanted},
+    {.name = "rr", .has_arg = required_argument, .integer = &groups[RR].wanted},
+    {.name = "idle", .has_arg = required_argument, .integer = &groups[IDLE].wanted},
+    {.name = "conn", .has_arg = required_argument, .integer = &groups[CONN].wanted},
+    {.name = "fetch", .has_arg = required_argument, .integer = &groups[FETCH].wanted},
+    {.name = "garbage", .has_arg = required_argument, .integer = &option.garbage_rate},
+    {.name = "bytes", .has_arg = required_argument, .integer = &option.bytes},
+    {.name = "size", .has_arg = required_argument, .integer = &option.size},
+    {.name = "rst", .has_arg = no_argument, .integer = &option.rst},
+    {.name = "as", .has_arg = required_argument, .text = &option.as},
+    {.name = "seconds", .has_arg = required_argument, .real = &option.seconds},
+    {.name = "warmup", .has_arg = required_argument, .real = &option.warmup},
 };
 
 static void parse(int argc, char **argv) {
-    struct option named[COUNT(options) + 1] = {0};
-    for (size_t i = 0; i < COUNT(options); i++) named[i] = options[i].named;
-    for (int chosen = 0, seen; (seen = getopt_long(argc, argv, "", named, &chosen)) != -1;) {
-        if (seen == '?') exit(2);
-        const char *text = optarg ? optarg : "1";
-        char *end;
-        double value = strtod(text, &end);
-        if (*end || end == text || value < 0 || value > 1e9)
-            die("--%s %s: no number", named[chosen].name, text);
-        if (options[chosen].integer) *options[chosen].integer = (int)value;
-        else *options[chosen].real = value;
-    }
+    parse_settings(argc, argv, settings, COUNT(settings));
     if (option.bytes < 1 || option.bytes > MAX_MESSAGE)
         die("--bytes is between 1 and %d", MAX_MESSAGE);
+    if (option.size < 1 || option.size > MAX_SIZE) die("--size is between 1 and %d", MAX_SIZE);
     if (option.seconds > 600 || option.warmup > 600) die("ten minutes is the most");
+    if (!option.target_host) option.target_host = option.origin_host;
+    for (size_t i = 0; i < COUNT(dialects); i++)
+        if (!strcmp(option.as, dialects[i].name)) dialect = &dialects[i];
+    if (!dialect) die("--as %s: it is 4, 4a, 5, name or password", option.as);
 }
 
 int main(int argc, char **argv) {

@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from processes import Load, Server, Unmeasured, cpu_seconds, resident_bytes
-from systems import LOAD, Kind, Setting, System, new_directory
+from generators import generator
+from place import Place
+from processes import (
+    Load,
+    Server,
+    Unmeasured,
+    cpu_seconds,
+    describe_failure,
+    resident_bytes,
+)
+from system import Kind, Setting, System
 from workloads import Outcome, Workload
 
 # Each run has its server and its origins on ports of their own: no run meets the TIME_WAITs of the
 # one before. Servers stay below the range from which the kernel takes ports for connections.
-PORTS_EACH = 10
+PORTS_EACH = 12
 FIRST_PORT, LAST_PORT = 2000, 19990
 _ports = count(FIRST_PORT, PORTS_EACH)
 
 
-def measure(system: System, workload: Workload, seconds: float, *, unprivileged: bool) -> Outcome:
+def measure(
+    system: System, workload: Workload, seconds: float, place: Place, *, unprivileged: bool
+) -> Outcome:
+    if reason := _no_sense(system, workload):
+        raise Unmeasured(reason)
     with ExitStack() as stack:
-        directory = stack.enter_context(new_directory())
-        origins = [_start_origin(stack) for _ in range(2 if workload.beside else 1)]
-        setting = Setting(_next_port(), origins, Path(directory), unprivileged)
+        directory = stack.enter_context(_new_directory())
+        origins = [_start_origin(stack, workload, place) for _ in range(1 + bool(workload.beside))]
+        setting = Setting(
+            place, _next_port(), origins, Path(directory), unprivileged, workload.password
+        )
         server = None
         if system.kind is not Kind.NOTHING:
-            server = Server(system.full_command(setting), setting.port, unprivileged=unprivileged)
+            address = (place.proxy, setting.port)
+            server = Server(system.full_command(setting), address, unprivileged=unprivileged)
             stack.enter_context(server)
         run = _Run(stack, system, setting, server, workload, seconds)
         try:
@@ -38,6 +56,21 @@ def measure(system: System, workload: Workload, seconds: float, *, unprivileged:
             raise
 
 
+def _no_sense(system: System, workload: Workload) -> str | None:
+    if system.kind is Kind.RELAY and workload.program == "udp":
+        return "it relays TCP only"
+    if system.kind in (Kind.RELAY, Kind.NOTHING) and "--as" in workload.main:
+        return "there is no handshake"
+    return None
+
+
+def _new_directory() -> tempfile.TemporaryDirectory[str]:
+    """For a server's config: open to the user it is going to run as."""
+    directory = tempfile.TemporaryDirectory(prefix="fastsocks-bench-")
+    os.chmod(directory.name, 0o777)
+    return directory
+
+
 def _next_port() -> int:
     port = next(_ports)
     if port > LAST_PORT:
@@ -45,9 +78,9 @@ def _next_port() -> int:
     return port
 
 
-def _start_origin(stack: ExitStack) -> dict[str, int]:
-    origin = stack.enter_context(Load(str(LOAD), "origin", limit=900))
-    ports: dict[str, int] = json.loads(origin.line())
+def _start_origin(stack: ExitStack, workload: Workload, place: Place) -> dict[str, int]:
+    command = (*place.to_origin, generator(workload.program), "origin", "--origin", place.origin)
+    ports: dict[str, int] = json.loads(stack.enter_context(Load(*command, limit=900)).line())
     return ports
 
 
@@ -71,6 +104,7 @@ class _Run:
         main.wait_for("end")
         outcome["cpu"] = self._cpu() - before if self.server else None
         outcome["main"] = main.figures()
+        _insist_on_something(outcome["main"])
         if beside:
             outcome["beside"] = _figures(beside)
         return outcome
@@ -103,9 +137,15 @@ class _Run:
         }
 
     def _client(self, origin: int, *arguments: object) -> Load:
-        where = self.system.client_arguments(self.setting, origin)
-        everything = ("client", *where, "--seconds", self.seconds, *arguments)
-        return self.stack.enter_context(Load(str(LOAD), *everything, limit=self.seconds + 120))
+        command = (
+            *self.setting.place.to_client,
+            generator(self.workload.program),
+            "client",
+            *self.system.client_arguments(self.setting, origin),
+            *("--seconds", self.seconds),
+            *arguments,
+        )
+        return self.stack.enter_context(Load(*command, limit=self.seconds + 120))
 
     def _cpu(self) -> float:
         return cpu_seconds(self.server.pid) if self.server else 0.0
@@ -115,3 +155,10 @@ def _figures(client: Load) -> Outcome:
     client.wait_for("begin")
     client.wait_for("end")
     return client.figures()
+
+
+def _insist_on_something(figures: Outcome) -> None:
+    """A server that refuses each session is none that serves zero of them a second."""
+    groups = [group for group in figures.values() if isinstance(group, dict) and "count" in group]
+    if not any(group["count"] or group["bytes"] for group in groups):
+        raise Unmeasured(describe_failure(figures | {"failed": "no session succeeded"}))

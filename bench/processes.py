@@ -70,9 +70,11 @@ def resident_bytes(root: int) -> int:
 class Server:
     """A system under test, for as long as the with-block lasts."""
 
-    def __init__(self, command: Sequence[str], port: int, *, unprivileged: bool) -> None:
+    def __init__(
+        self, command: Sequence[str], address: tuple[str, int], *, unprivileged: bool
+    ) -> None:
         self.command = [*GUARD, *(AS_NOBODY if unprivileged else ()), "--", *command]
-        self.port = port
+        self.address = address
 
     def __enter__(self) -> Server:
         # No log goes to a file or a pipe: writing it would cost each system differently.
@@ -105,7 +107,7 @@ class Server:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                socket.create_connection(self.address, timeout=1).close()
             except OSError:
                 time.sleep(0.02)
             else:
@@ -140,10 +142,9 @@ class Server:
 class Load:
     """One run of the load generator: an origin or a client."""
 
-    def __init__(self, program: str, *arguments: object, limit: float) -> None:
-        command = [program, *map(str, arguments)]
+    def __init__(self, *command: object, limit: float) -> None:
         self.process = subprocess.Popen(
-            command,
+            list(map(str, command)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

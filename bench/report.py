@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from systems import Kind, System
-from workloads import Bar, Metric, Outcome, Workload
+from system import Kind, System
+from workloads import ITSELF, Bar, Outcome, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Verdict:
 
 
 Figures = dict[str, Figure]  # by metric
+Table = dict[System, Figures]
 
 
 def short(value: float) -> str:
@@ -63,44 +64,47 @@ def count_errors(outcomes: Iterable[Outcome]) -> dict[str, int]:
     return total
 
 
-def judge(bar: Bar, workload: Workload, system: System, table: dict[System, Figures]) -> Verdict:
+def judge(
+    bar: Bar, workload: Workload, system: System, table: Table, earlier: dict[str, Table]
+) -> Verdict:
     metric = next(metric for metric in workload.metrics if metric.name == bar.metric)
     own = table[system].get(bar.metric)
-    limit, against = _limit(bar, metric, table)
+    rivals = _rivals(bar, system, table, earlier)
     sign = ">=" if metric.more_is_better else "<="
-    wanted = f"{bar.metric} {sign} {bar.factor:g}" + (
-        f" x {bar.against}" if bar.against else f" {metric.unit}"
-    )
-    if own is None or limit is None:
-        return Verdict(bar, "?", f"{wanted}: {against if own else 'no figure'}")
+    wanted = f"{bar.metric} {sign} {bar.factor:g}"
+    wanted += f" x {bar.against}" if bar.against else f" {metric.unit}"
+    if own is None:
+        return Verdict(bar, "?", f"{wanted}: no figure")
+    if bar.against is None:
+        limit, got = bar.factor, short(own.median)
+    elif rivals:
+        best = (max if metric.more_is_better else min)(rivals, key=rivals.__getitem__)
+        limit = rivals[best] * bar.factor
+        got = f"{own.median / rivals[best]:.2f} x {best}" if rivals[best] else f"{best} has none"
+    else:
+        return Verdict(bar, "?", f"{wanted}: {bar.against}: not in this run")
     passed = own.median >= limit if metric.more_is_better else own.median <= limit
-    got = (
-        short(own.median)
-        if bar.against is None
-        else f"{own.median / limit * bar.factor:.2f} x {against}"
-    )
     return Verdict(bar, "PASS" if passed else "MISS", f"{wanted}: {got}")
 
 
-def _limit(bar: Bar, metric: Metric, table: dict[System, Figures]) -> tuple[float | None, str]:
-    """The number to meet, and whose it is (or why there is none)."""
-    if bar.against is None:
-        return bar.factor, ""
-    kinds = {"peers": (Kind.PEER, Kind.RELAY), "SOCKS peers": (Kind.PEER,)}.get(bar.against, ())
-    rivals = {
-        system.name: figures[bar.metric].median
-        for system, figures in table.items()
-        if bar.metric in figures and (system.kind in kinds or system.name == bar.against)
+def _rivals(bar: Bar, system: System, table: Table, earlier: dict[str, Table]) -> dict[str, float]:
+    """What the bar compares with, by name."""
+    if bar.against and bar.against.startswith(ITSELF):
+        before = earlier.get(bar.against.removeprefix(ITSELF), {}).get(system, {})
+        return {bar.against: before[bar.metric].median} if bar.metric in before else {}
+    kinds = {"peers": (Kind.PEER, Kind.RELAY), "SOCKS peers": (Kind.PEER,)}.get(
+        bar.against or "", ()
+    )
+    return {
+        other.name: figures[bar.metric].median
+        for other, figures in table.items()
+        if bar.metric in figures and (other.kind in kinds or other.name == bar.against)
     }
-    if not rivals:
-        return None, f"{bar.against}: not in this run"
-    best = (max if metric.more_is_better else min)(rivals, key=rivals.__getitem__)
-    return rivals[best] * bar.factor, best
 
 
 def lay_out(
     workload: Workload,
-    table: dict[System, Figures],
+    table: Table,
     errors: dict[System, dict[str, int]],
     verdicts: dict[System, list[Verdict]],
 ) -> str:

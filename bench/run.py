@@ -1,7 +1,7 @@
 """The benchmark suite: every workload against every system in turn.
 
-    python bench/run.py [--only down-1,conn] [--systems fastsocks,haproxy] [--rounds 5] [--seconds
-    2] [--json FILE]
+    python bench/run.py [--only down-1,conn] [--systems fastsocks,haproxy] [--over veth]
+    [--rounds 5] [--seconds 2] [--json FILE]
 
 Rates on one machine mean little by themselves: read the ratios, all taken in the same run, round by
 round in turn.
@@ -16,24 +16,39 @@ import platform
 import shutil
 import signal
 import sys
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import namespace
+from generators import compile_generators
 from measure import measure
+from place import LOOPBACK, VETH, Place, lay_veth
 from processes import Unmeasured
-from report import Figures, Verdict, count_errors, judge, lay_out, summarise
-from systems import SYSTEMS, Kind, System, compile_load, named
+from report import Table, Verdict, count_errors, judge, lay_out, summarise
+from system import Kind, System
+from systems import SYSTEMS, named
 from workloads import ALL, Outcome, Workload
+
+LEFT_OUT = "FASTSOCKS_BENCH_LEFT_OUT"  # the systems that are missing, and why
+USUAL = (
+    *("direct", "fastsocks", "fastsocks-python"),
+    *("haproxy", "microsocks", "dante", "go-socks5"),
+)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="WORKLOAD[,..]", help="default: all of them")
+    parser.add_argument(
+        "--only", metavar="WORKLOAD[,..]", help="default: all but the wide ones (see --list)"
+    )
+    parser.add_argument(
+        "--over", choices=("loopback", "veth"), default="loopback", help="default: %(default)s"
+    )
     parser.add_argument(
         "--systems",
         metavar="NAME[@FLAGS][,..]",
-        default=",".join(SYSTEMS),
-        help="default: %(default)s",
+        default=",".join(USUAL),
+        help="default: %(default)s; all: every one there is",
     )
     parser.add_argument(
         "--rounds", type=int, default=5, help="runs of each, in turn (default: %(default)s)"
@@ -55,8 +70,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     workloads = {workload.name: workload for workload in ALL}
-    chosen = options.only.split(",") if options.only else list(workloads)
-    wanted = options.systems.split(",")
+    chosen = options.only.split(",") if options.only else [w.name for w in ALL if not w.wide]
+    wanted = list(SYSTEMS) if options.systems == "all" else options.systems.split(",")
     for name, known in [(n, workloads) for n in chosen] + [
         (n.partition("@")[0], SYSTEMS) for n in wanted
     ]:
@@ -73,20 +88,22 @@ def main() -> int:
     options = parse([argument for argument in sys.argv[1:] if argument != namespace.MARK])
     if options.list:
         print(
-            "workloads:", *(f"  {workload.name:10} {workload.title}" for workload in ALL), sep="\n"
+            "workloads:", *(f"  {w.name:13} {w.title}{' (wide)' * w.wide}" for w in ALL), sep="\n"
         )
         print(
             "systems:",
-            *(f"  {system.name:17} {system.kind.value}" for system in SYSTEMS.values()),
+            *(f"  {system.name:20} {system.kind.value}" for system in SYSTEMS.values()),
             sep="\n",
         )
         return 0
-    if missing := [
-        name
-        for name in ("unshare", "setpriv", os.environ.get("CC", "gcc"))
-        if not shutil.which(name)
-    ]:
+    needed = ["unshare", "setpriv", "mount", os.environ.get("CC", "gcc")]
+    needed += ["ip", "nsenter"] if options.over == "veth" else []
+    if missing := [name for name in needed if not shutil.which(name)]:
         sys.exit(f"bench: nothing can be measured without {' and '.join(missing)}")
+    if namespace.outside():
+        # Inside nothing can be fetched: what a system is built from is had now.
+        reasons = {s.name: reason for s in options.systems if (reason := s.missing())}
+        os.environ[LEFT_OUT] = json.dumps(reasons)
     notes = namespace.enter()
     signal.signal(signal.SIGTERM, _leave)
     if options.unprivileged and namespace.mapped_user():
@@ -94,18 +111,33 @@ def main() -> int:
             "--unprivileged changes nothing: you are not root, so the limits apply as it is"
         )
         options.unprivileged = False
-    compile_load()
+    compile_generators()
     systems = []
+    reasons = json.loads(os.environ[LEFT_OUT])
     for system in options.systems:
-        if reason := system.missing():
+        if reason := reasons.get(system.name):
             notes.append(f"{system.name} is left out: {reason}")
         else:
             systems.append(system)
+    with ExitStack() as stack:
+        place = LOOPBACK
+        notes += namespace.name_hosts((VETH if options.over == "veth" else LOOPBACK).hosts())
+        if options.over == "veth":
+            try:
+                place, further = lay_veth(stack)
+            except Unmeasured as why:
+                sys.exit(f"bench: no veth between three namespaces: {why}")
+            notes += further
+        run(options, systems, place, notes)
+    return 0
 
+
+def run(options: argparse.Namespace, systems: list[System], place: Place, notes: list[str]) -> None:
     record: dict[str, Any] = {
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
+        "over": place.name,
         "congestion_control": namespace.congestion_control(),
         "unprivileged": options.unprivileged,
         "rounds": options.rounds,
@@ -123,18 +155,24 @@ def main() -> int:
         *(f"note: {note}" for note in notes),
         sep="\n",
     )
+    tables: dict[str, Table] = {}
     for workload in options.workloads:
-        text, record["workloads"][workload.name] = compare(workload, systems, options)
+        text, tables[workload.name], record["workloads"][workload.name] = compare(
+            workload, systems, place, options, tables
+        )
         print(f"\n{text}", flush=True)
         if options.json:
             with open(options.json, "w") as file:
                 json.dump(record, file, indent=1)
-    return 0
 
 
 def compare(
-    workload: Workload, systems: list[System], options: argparse.Namespace
-) -> tuple[str, dict[str, Any]]:
+    workload: Workload,
+    systems: list[System],
+    place: Place,
+    options: argparse.Namespace,
+    earlier: dict[str, Table],
+) -> tuple[str, Table, dict[str, Any]]:
     if workload.idle:  # there is no server to look at
         systems = [system for system in systems if system.kind is not Kind.NOTHING]
     outcomes: dict[System, list[Outcome]] = {system: [] for system in systems}
@@ -146,7 +184,11 @@ def compare(
             _progress(f"{workload.name}, round {number + 1} of {options.rounds}: {system.name}")
             try:
                 outcome = measure(
-                    system, workload, options.seconds, unprivileged=options.unprivileged
+                    system,
+                    workload,
+                    options.seconds,
+                    place,
+                    unprivileged=options.unprivileged,
                 )
             except Unmeasured as why:
                 reasons[system] = str(why)
@@ -154,12 +196,10 @@ def compare(
                 outcomes[system].append(outcome)
     _progress("")
 
-    table: dict[System, Figures] = {
-        s: summarise(workload, found) for s, found in outcomes.items() if found
-    }
+    table: Table = {s: summarise(workload, found) for s, found in outcomes.items() if found}
     errors = {system: count_errors(outcomes[system]) for system in table}
     verdicts: dict[System, list[Verdict]] = {
-        system: [judge(bar, workload, system, table) for bar in workload.bars]
+        system: [judge(bar, workload, system, table, earlier) for bar in workload.bars]
         for system in table
         if system.kind is Kind.OWN and not system.name.startswith("fastsocks-python")
     }
@@ -187,7 +227,7 @@ def compare(
             for system in systems
         },
     }
-    return text, record
+    return text, table, record
 
 
 def _progress(text: str) -> None:

@@ -40,9 +40,18 @@ IMPURE = {
     "time",
     "uvloop",
 }
-STAGES = {"auth", "resolve", "dial"}
-# Who may know which stage: the session runs them, the server makes them, dial resolves.
-STAGE_USERS = {"session": STAGES, "server": STAGES, "dial": {"resolve"}}
+STAGES = {"addresses", "associate", "auth", "bind", "resolve", "dial", "ident"}
+# Who may know which stage: the session runs them, the server makes them, whoever lets a
+# client reach an address resolves and has it judged, the configuration is checked by those
+# who use it, and what a program may pass to a stage is public.
+STAGE_USERS = {
+    "__init__": {"auth"},
+    "session": STAGES,
+    "server": STAGES,
+    **{module: {"addresses", "resolve"} for module in ("associate", "bind", "config", "dial")},
+}
+# What the stage auth stands on.
+HELPERS = ["backoff", "passwords", "users_file"]
 # Modules in C are the native engine, however many it is cut into.
 PYTHON_ENGINE = {"pure", "pure_udp"}
 ENGINES = {*PYTHON_ENGINE, *(path.stem for path in CYTHON if path.suffix == ".pyx")}
@@ -139,7 +148,7 @@ def test_stages_meet_in_the_session_only(path):
 
 
 def test_the_session_is_where_they_meet():
-    assert {"auth", "dial"} <= own(PACKAGE / "session.py")
+    assert {"associate", "auth", "bind", "dial", "ident"} <= own(PACKAGE / "session.py")
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=label)
@@ -149,12 +158,12 @@ def test_only_the_session_knows_the_machines(path):
         assert not known or name(path) == "session"
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES | {"session", "errors", "flow", "quiet"}))
+@pytest.mark.parametrize("stage", sorted(STAGES | {"session", "errors", "flow", "quiet", *HELPERS}))
 def test_nothing_below_the_server_knows_it(stage):
     assert not own(PACKAGE / f"{stage}.py") & {"server", "cli", "config", "library"}
 
 
-@pytest.mark.parametrize("stage", ["auth", "dial", "session", "errors", "flow", "quiet"])
+@pytest.mark.parametrize("stage", ["auth", "dial", "session", "errors", "flow", "quiet", *HELPERS])
 def test_no_sockets_outside_engines_resolver_and_server(stage):
     used = roots(PACKAGE / f"{stage}.py")
     assert not used & {"select", "selectors", "socket", "ssl", "uvloop"}

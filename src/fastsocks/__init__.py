@@ -4,8 +4,18 @@
 """
 
 from fastsocks._version import __version__
+from fastsocks.auth import Authenticator
 from fastsocks.errors import ConfigError
 from fastsocks.library import Outcome, relay
+from fastsocks.proto.wire import Credentials
 from fastsocks.server import Server
 
-__all__ = ["ConfigError", "Outcome", "Server", "__version__", "relay"]
+__all__ = [
+    "Authenticator",
+    "ConfigError",
+    "Credentials",
+    "Outcome",
+    "Server",
+    "__version__",
+    "relay",
+]

@@ -5,6 +5,7 @@ sockaddr on the kernel's. It looks nothing up.
 
 import os
 
+from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
 from fastsocks._linux cimport *
@@ -14,18 +15,36 @@ cdef os_error(int number):
     return OSError(number, os.strerror(number))
 
 
+cdef str ipv4_text(const uint8_t *octets):
+    """inet_ntop() goes through printf(); every session asks for two of these."""
+    cdef char text[16]
+    cdef char *end = text
+    cdef int i
+    cdef int octet
+    for i in range(4):
+        octet = octets[i]
+        if octet >= 100:
+            end[0] = 48 + octet // 100
+            end += 1
+        if octet >= 10:
+            end[0] = 48 + octet // 10 % 10
+            end += 1
+        end[0] = 48 + octet % 10
+        end[1] = 46
+        end += 2
+    return text[:end - text - 1].decode("ascii")
+
+
 cdef tuple endpoint_of(Address *address):
-    """(host, port) as text and number; IPv4-mapped is IPv4, scopes as %name."""
+    """(host, port) as text and number; IPv4-mapped is IPv4, scopes as %number."""
     cdef char text[64]
     cdef object host
     if address.any.sa_family == AF_INET:
-        inet_ntop(AF_INET, &address.v4.sin_addr, text, sizeof(text))
-        return text.decode("ascii"), ntohs(address.v4.sin_port)
+        return ipv4_text(<uint8_t *>&address.v4.sin_addr), ntohs(address.v4.sin_port)
     if address.any.sa_family != AF_INET6:
         return "", 0
     if IN6_IS_ADDR_V4MAPPED(&address.v6.sin6_addr):
-        inet_ntop(AF_INET, <char *>&address.v6.sin6_addr + 12, text, sizeof(text))
-        return text.decode("ascii"), ntohs(address.v6.sin6_port)
+        return ipv4_text(<uint8_t *>&address.v6.sin6_addr + 12), ntohs(address.v6.sin6_port)
     inet_ntop(AF_INET6, &address.v6.sin6_addr, text, sizeof(text))
     host = text.decode("ascii")
     if address.v6.sin6_scope_id:

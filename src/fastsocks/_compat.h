@@ -7,30 +7,33 @@
 #include <stdint.h>
 #include <string.h>
 
+/* The prefix is for CPython 3.12, whose internal headers, which Cython includes, have
+ * a read_u64 of their own. */
+
 /* Acquire and release order what one thread wrote before it published a field
  * with what the other reads after it has seen that field. */
-static inline uint32_t load_u32(uint32_t *field)
+static inline uint32_t fs_load_u32(uint32_t *field)
 { return __atomic_load_n(field, __ATOMIC_ACQUIRE); }
 
-static inline void store_u32(uint32_t *field, uint32_t value)
+static inline void fs_store_u32(uint32_t *field, uint32_t value)
 { __atomic_store_n(field, value, __ATOMIC_RELEASE); }
 
-static inline int swap_u32_if(uint32_t *field, uint32_t expected, uint32_t value)
+static inline int fs_swap_u32_if(uint32_t *field, uint32_t expected, uint32_t value)
 { return __atomic_compare_exchange_n(field, &expected, value, 0,
                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); }
 
 /* A counter has one writer, so load and store need no lock prefix; readers on
  * other threads see some recent value. */
-static inline void count_u64(uint64_t *counter, uint64_t by)
+static inline void fs_count_u64(uint64_t *counter, uint64_t by)
 { __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + by,
                    __ATOMIC_RELAXED); }
 
-static inline uint64_t read_u64(uint64_t *counter)
+static inline uint64_t fs_load_u64(uint64_t *counter)
 { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
 
 /* For tables whose keys a stranger chooses: who does not know the key cannot make
  * them fall into one bucket. Each step folds a 64 by 64 bit product. */
-static inline uint64_t keyed_hash(const void *octets, size_t size, const uint64_t *key)
+static inline uint64_t fs_keyed_hash(const void *octets, size_t size, const uint64_t *key)
 {
     const unsigned char *at = octets;
     uint64_t state = key[0] ^ size, word;
@@ -50,7 +53,7 @@ static inline uint64_t keyed_hash(const void *octets, size_t size, const uint64_
 /* A list that many threads push to and one takes whole: with nobody popping
  * single nodes there is no ABA. Returns whether the list was empty, that is
  * whether the taker has to be woken. */
-static inline int push_list(void **head, void *first, void **last_next)
+static inline int fs_push_list(void **head, void *first, void **last_next)
 {
     void *seen = __atomic_load_n(head, __ATOMIC_RELAXED);
     do {
@@ -60,7 +63,7 @@ static inline int push_list(void **head, void *first, void **last_next)
     return seen == 0;
 }
 
-static inline void *take_list(void **head)
+static inline void *fs_take_list(void **head)
 { return __atomic_exchange_n(head, (void *)0, __ATOMIC_ACQUIRE); }
 
 #endif

@@ -279,10 +279,10 @@ cdef class Datagrams:
         for i in range(relay_count):
             stats = &(<Udp *>relays[i].guests).stats
             for name, value in zip(names, (
-                read_u64(&stats.up), read_u64(&stats.down), read_u64(&stats.source),
-                read_u64(&stats.malformed), read_u64(&stats.fragment),
-                read_u64(&stats.denied), read_u64(&stats.stranger), read_u64(&stats.full),
-                read_u64(&stats.failed), read_u64(&stats.gso),
+                load_u64(&stats.up), load_u64(&stats.down), load_u64(&stats.source),
+                load_u64(&stats.malformed), load_u64(&stats.fragment),
+                load_u64(&stats.denied), load_u64(&stats.stranger), load_u64(&stats.full),
+                load_u64(&stats.failed), load_u64(&stats.gso),
             ), strict=True):
                 totals[name] += value
         return 0

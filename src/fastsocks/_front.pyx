@@ -73,6 +73,7 @@ cdef class Outcome:
     cdef object value
     cdef object error
     cdef list callbacks         # (function, context); made when there is one
+    cdef Conn dialled           # what cancel() has to close, while it is under way
 
     def __await__(self):
         return self
@@ -112,8 +113,12 @@ cdef class Outcome:
         return self.error
 
     def cancel(self, msg=None):
+        cdef Conn remote = self.dialled
         if self.over:
             return False
+        if remote is not None:
+            remote.waiter = None
+            remote.drop()
         self.settle(None, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
         return True
 
@@ -138,6 +143,7 @@ cdef class Outcome:
         self.over = True
         self.value = value
         self.error = error
+        self.dialled = None
         callbacks, self.callbacks = self.callbacks, None
         if callbacks is not None:
             for function, context in callbacks:
@@ -182,9 +188,11 @@ cdef class Conn:
     cdef object on_client       # while NEW: whom its first octets will interest
     cdef bytes stash            # the first octets, read before the session began
     cdef bytes unsent
-    cdef Py_ssize_t sent
+    cdef Py_ssize_t pushed      # octets of ``unsent`` that are
     cdef size_t drained
-    cdef Conn partner           # the other end while a dial is under way
+    cdef Conn client            # while this one is dialled: for whom
+    cdef Conn dials             # what is being dialled for this one, newest first
+    cdef Conn older             # the next in that list
     cdef Timer timer
     cdef Address address
 
@@ -204,22 +212,30 @@ cdef class Conn:
             raise os_error(errno)
         return endpoint_of(&address)
 
-    def recv(self):
+    def recv_now(self):
         cdef bytes data = self.stash
         self.check()
         if data is not None:
             self.stash = None
-            return settled(self.engine, data)
-        data = self.read()
+            return data
+        return self.read()
+
+    def recv(self):
+        data = self.recv_now()
         return self.wait(RECV) if data is None else settled(self.engine, data)
 
-    def send(self, bytes data not None):
+    def send_now(self, bytes data not None):
         self.check()
         self.unsent = data
-        self.sent = 0
-        if self.push():
-            return settled(self.engine, None)
-        return self.wait(SEND)
+        self.pushed = 0
+        return self.push()
+
+    def sent(self):
+        self.check()
+        return settled(self.engine, None) if self.unsent is None else self.wait(SEND)
+
+    def send(self, bytes data not None):
+        return settled(self.engine, None) if self.send_now(data) else self.wait(SEND)
 
     def deadline(self, double seconds):
         self.expired = False
@@ -303,11 +319,11 @@ cdef class Conn:
         """Whether all of ``unsent`` is sent."""
         cdef ssize_t sent
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.unsent)
-        while self.sent < size:
-            sent = send(self.fd, PyBytes_AS_STRING(self.unsent) + self.sent, size - self.sent,
+        while self.pushed < size:
+            sent = send(self.fd, PyBytes_AS_STRING(self.unsent) + self.pushed, size - self.pushed,
                         MSG_DONTWAIT | MSG_NOSIGNAL)
             if sent >= 0:
-                self.sent += sent
+                self.pushed += sent
             elif errno == EAGAIN:
                 return False
             elif errno != EINTR:
@@ -335,15 +351,18 @@ cdef class Conn:
     cdef drop(self):
         """Closes the socket, once, and whatever hangs on it."""
         cdef int fd = self.fd
-        cdef Conn partner = self.partner
+        cdef Conn remote = self.dials
+        cdef Conn older
         cdef Conn _alive = self  # the table's reference may be the last
         if fd < 0:
             return
         self.leave()
         self.stage = GONE
         close(fd)
-        if partner is not None and partner.stage == DIALING:
-            partner.drop()
+        while remote is not None:
+            older, remote.older = remote.older, None
+            remote.drop()
+            remote = older
         if self.counted:
             self.counted = False
             self.engine.session_over()
@@ -353,12 +372,30 @@ cdef class Conn:
         """Gives up the socket, which stays open; returns it."""
         cdef int fd = self.fd
         timer_clear(&self.timer)
-        if self.partner is not None:
-            self.partner.partner = None
-            self.partner = None
+        self.untie()
         self.engine.forget(self)
         self.fd = -1
         return fd
+
+    cdef untie(self):
+        """Ends what ties a client and the remotes dialled for it, from either end. The
+        list of a client stays a list, for drop() to go through."""
+        cdef Conn other = self.dials
+        while other is not None:
+            other.client = None
+            other = other.older
+        self.dials = None
+        other, self.client = self.client, None
+        if other is None:
+            return
+        if other.dials is self:
+            other.dials = self.older
+        else:
+            other = other.dials
+            while other.older is not self:
+                other = other.older
+            other.older = self.older
+        self.older = None
 
     cdef finish(self, object value, object error=None):
         """Ends what is under way; the last thing to be done to a connection in an
@@ -371,7 +408,7 @@ cdef class Conn:
 
     cdef on_event(self, uint32_t events):
         cdef bytes data
-        cdef Conn partner = self.partner
+        cdef Conn remote
         if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.readable = True
         if events & EPOLLRDHUP:
@@ -386,8 +423,10 @@ cdef class Conn:
             self.drain()
         elif self.stage == DIALING:
             self.on_connected(events)
-        elif partner is not None and self.reset:
-            partner.on_dial_failed(ClientGone("reset the connection during the dial"))
+        elif self.dials is not None and self.reset:
+            while self.dials is not None:  # each takes itself off the list
+                remote = self.dials
+                remote.on_dial_failed(ClientGone("reset the connection during the dial"))
         elif self.waiter is None or self.waiter.over:
             pass  # nobody waits (any more): what came stays in the socket
         elif self.waiting == RECV:
@@ -414,16 +453,11 @@ cdef class Conn:
             self.on_dial_failed(os_error(error if error else ECONNRESET))
             return
         timer_clear(&self.timer)
-        if self.partner is not None:
-            self.partner.partner = None
-            self.partner = None
+        self.untie()
         self.stage = SESSION
         self.readable = True
         self.watched = False  # one-shot: it has fired
-        if self.waiter is None or self.waiter.over:
-            self.drop()  # who dialled was cancelled: nobody will ever close it
-        else:
-            self.finish(self)
+        self.finish(self)
 
     cdef on_dial_failed(self, object error):
         cdef Outcome waiter = self.waiter
@@ -821,12 +855,14 @@ cdef class Engine:
         if failed < 0:
             remote.drop()
             return settled(self, None, os_error(-failed))
-        remote.partner = client
-        client.partner = remote
+        remote.client = client
+        remote.older = client.dials
+        client.dials = remote
         if timeout:
             remote.deadline(timeout)
         remote.waiting = CONNECT
         remote.waiter = unsettled(self)
+        remote.waiter.dialled = remote
         return remote.waiter
 
     # -- relaying ------------------------------------------------------------
@@ -915,10 +951,10 @@ cdef class Engine:
             "spliced": 0, "copied": 0, "pipes": 0, "pipes_refused": 0, "slots": 0,
         }
         for i in range(self.relay_count):
-            totals["spliced"] += read_u64(&self.relays[i].stats.spliced)
-            totals["copied"] += read_u64(&self.relays[i].stats.copied)
-            totals["pipes"] += read_u64(&self.relays[i].stats.pipes)
-            totals["pipes_refused"] += read_u64(&self.relays[i].stats.refused)
+            totals["spliced"] += load_u64(&self.relays[i].stats.spliced)
+            totals["copied"] += load_u64(&self.relays[i].stats.copied)
+            totals["pipes"] += load_u64(&self.relays[i].stats.pipes)
+            totals["pipes_refused"] += load_u64(&self.relays[i].stats.refused)
             totals["slots"] += self.relays[i].pairs
         self.datagrams.count(totals, self.relays, self.relay_count)
         return totals

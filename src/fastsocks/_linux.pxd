@@ -5,14 +5,14 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from posix.types cimport off_t
 
 cdef extern from "_compat.h" nogil:
-    uint32_t load_u32(uint32_t *field)
-    void store_u32(uint32_t *field, uint32_t value)
-    bint swap_u32_if(uint32_t *field, uint32_t expected, uint32_t value)
-    void count_u64(uint64_t *counter, uint64_t by)
-    uint64_t read_u64(uint64_t *counter)
-    uint64_t keyed_hash(const void *octets, size_t size, uint64_t *key)
-    bint push_list(void **head, void *first, void **last_next)
-    void *take_list(void **head)
+    uint32_t load_u32 "fs_load_u32"(uint32_t *field)
+    void store_u32 "fs_store_u32"(uint32_t *field, uint32_t value)
+    bint swap_u32_if "fs_swap_u32_if"(uint32_t *field, uint32_t expected, uint32_t value)
+    void count_u64 "fs_count_u64"(uint64_t *counter, uint64_t by)
+    uint64_t load_u64 "fs_load_u64"(uint64_t *counter)
+    uint64_t keyed_hash "fs_keyed_hash"(const void *octets, size_t size, uint64_t *key)
+    bint push_list "fs_push_list"(void **head, void *first, void **last_next)
+    void *take_list "fs_take_list"(void **head)
 
 cdef extern from "<errno.h>" nogil:
     int errno

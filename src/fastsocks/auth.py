@@ -1,25 +1,335 @@
-"""Who is the client? Users and passwords as configured.
+"""Who is the client? Users and passwords as configured, or as a program decides.
 
-It must not know sockets or the wire; it is asked with what the client claims.
+    choose_method   which of the offered methods the client has to use
+    Users           judges what he claims then: passwords given directly and those of
+                    a users file, which are hashed, so that a check takes long
+    Custom          asks an Authenticator of the embedding program instead
+
+SOCKS authenticates every connection, a browser's dozens a page. So a password that
+was right is remembered for a while, as a keyed hash, and judging it again costs a
+session a few microseconds and no turn of the loop. It must not know sockets or
+messages; it is asked with what the client claims.
 """
 
 from __future__ import annotations
 
+import asyncio
+import collections
+import functools
+import hashlib
 import hmac
-from collections.abc import Mapping
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from fastsocks import users_file
+from fastsocks.backoff import LONGEST_WAIT, BackOff
+from fastsocks.errors import ConfigError, TooManyLogins
+from fastsocks.passwords import check, cost
+from fastsocks.proto.wire import NO_AUTH, USER_PASSWORD, Credentials
+from fastsocks.quiet import QuietLog
+
+# Checks at once and in all, those that wait included. Each may take 64 MiB and half a
+# second; waiting longer than a handshake may take is waiting for nothing.
+THREADS = 2
+CHECKS_MAX = 64
+# So many of them for one address, lest it leaves none to others.
+CHECKS_PER_ADDRESS = 8
+
+REMEMBERED = 300.0  # seconds
+LOOK_EVERY = 1.0  # seconds between two looks at the users file
+
+Address = tuple[str, int]
+"""(host, port) of a client"""
+
+log = logging.getLogger("fastsocks.auth")
+
+
+def choose_method(offered: bytes, login_needed: bool, strict: bool) -> int | None:
+    """The method of RFC 1928 section 3 a client has to use, None for no acceptable one.
+
+    Where everyone must log in only user/password will do. Where nobody must, "none"
+    wins, as clients that offer both often have no password to send (Java's sends the
+    name of the operating system's user and an empty one); a client that offers nothing
+    but user/password may say what it likes, unless ``strict``.
+    """
+    if not login_needed and NO_AUTH in offered:
+        return NO_AUTH
+    if USER_PASSWORD in offered and (login_needed or not strict):
+        return USER_PASSWORD
+    return None
 
 
 class Users:
-    """The users of a server. Empty: nobody has to prove anything."""
+    """The users of a server. Empty: nobody has to prove anything. With a users file
+    somebody has to, even when the file has nobody in it.
 
-    def __init__(self, passwords: Mapping[str, str]) -> None:
+    ``passwords`` are given directly, in clear; ``path`` is a users file. The file is
+    looked at when somebody logs in, once a second at most, and read again when it has
+    changed (6 ms for a thousand users, in which no handshake goes on). Raises ConfigError
+    when it cannot be used.
+
+    Belongs to one event loop and its thread.
+    """
+
+    def __init__(
+        self,
+        passwords: Mapping[str, str],
+        path: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._passwords = {user.encode(): secret.encode() for user, secret in passwords.items()}
+        self._clock = clock
+        self._sleep = sleep
+        self._back_off = BackOff(clock)
+        self._path = path
+        self._hashes: dict[bytes, str] = {}
+        # What takes as long as checking one of the file's users; for those it lacks.
+        self._decoy: str | None = None
+        self._version: users_file.Version | None = None
+        self._next_look = clock() + LOOK_EVERY
+        # user -> (keyed hash of his right password, until when it is believed)
+        self._proven: dict[bytes, tuple[bytes, float]] = {}
+        self._key = os.urandom(32)
+        # keyed hash of a claim -> the answer that those who claim it wait for
+        self._checks: dict[bytes, asyncio.Future[bool]] = {}
+        self._checks_of: collections.Counter[str] = collections.Counter()
+        self._pool: ThreadPoolExecutor | None = None
+        if path is not None:
+            self._take(users_file.read(path))
 
     def __bool__(self) -> bool:
-        return bool(self._passwords)
+        return bool(self._passwords) or self._path is not None
 
-    def verify(self, user: bytes, password: bytes) -> bool:
-        """Constant in time for known and unknown users alike."""
+    def check_now(self, client: Address, user: bytes, password: bytes) -> bool | None:
+        """True for a user who is known to be right, at once; None when that takes
+        ``verify``, be it a slow hash or an address that has to wait."""
+        if self._back_off.has(client[0]):
+            return None
+        return True if self._knows(user, password) else None
+
+    async def verify(self, client: Address, user: bytes, password: bytes) -> bool:
+        """Waits if the address has failed too often lately, then checks.
+
+        Raises TooManyLogins, and lets it count for nothing, when too many logins are
+        being checked or waiting.
+        """
+        host = client[0]
+        wait = self._back_off.wait(host)
+        if wait is None:
+            await self._sleep(LONGEST_WAIT)
+            raise TooManyLogins("too many failed logins from this address")
+        if wait:
+            await self._sleep(wait)
+        if self._knows(user, password):
+            granted = True
+        elif stored := self._hashes.get(user, self._decoy):
+            granted = await asyncio.shield(self._check(host, user, stored, password))
+        else:
+            granted = False
+            self._back_off.failed(host)
+        if granted:
+            self._back_off.succeeded(host)
+        return granted
+
+    def reload(self) -> bool:
+        """Reads the users file again. A wrong one gets one line in the log, and the
+        users stay as they were; False then."""
+        if self._path is None:
+            return True
+        version = _version(self._path)
+        try:
+            fresh = users_file.read(self._path)
+            self._take(fresh)
+        except ConfigError as error:
+            log.error("%s; the users as they were stay in force", error)
+            self._version = version  # so that it is told once
+            return False
+        log.info("users %s: read again, with %d in it", self._path, len(fresh.hashes))
+        return True
+
+    def close(self) -> None:
+        """Checks that nobody has begun are given up."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    # -- the file ----------------------------------------------------------
+
+    def _take(self, fresh: users_file.Snapshot) -> None:
+        """Raises ConfigError, and changes nothing, if it does not fit the rest."""
+        path = self._path
+        for name in self._passwords.keys() & fresh.hashes.keys():
+            raise ConfigError(
+                f"users {path}: user {name.decode()!r} has been given a password directly;"
+                " must be in one place"
+            )
+        if fresh.open_to_others:
+            log.warning("users %s: anyone may read it; chmod o-r %s", path, path)
+        if not fresh.hashes:
+            log.warning("users %s: has no users; nobody in it can log in", path)
+        self._hashes = fresh.hashes
+        self._version = fresh.version
+        self._proven.clear()
+        usual = collections.Counter(map(cost, fresh.hashes.values())).most_common(1)
+        self._decoy = next((one for one in fresh.hashes.values() if cost(one) == usual[0][0]), None)
+
+    def _look(self, path: str, now: float) -> None:
+        """Reads the file again if it is another one than last time."""
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_EVERY
+        if _version(path) != self._version:
+            self.reload()
+
+    # -- judging -----------------------------------------------------------
+
+    def _knows(self, user: bytes, password: bytes) -> bool:
+        """Whether it is right, as far as can be told without a slow hash."""
+        if self._path is not None:
+            now = self._clock()
+            self._look(self._path, now)
+            if proof := self._proven.get(user):
+                token, until = proof
+                stored = self._hashes[user]
+                return now < until and hmac.compare_digest(
+                    token, self._token(user, stored, password)
+                )
+        # In constant time for known and unknown users alike.
         known = self._passwords.get(user)
         same = hmac.compare_digest(known if known is not None else b"\0", password)
         return same and known is not None
+
+    def _token(self, user: bytes, stored: str, password: bytes) -> bytes:
+        """Means nothing to anyone without this process's key. The length of the user's
+        name and a hash that has no colon leave no two ways to read it."""
+        claim = b"%d:%b%b:%b" % (len(user), user, stored.encode(), password)
+        return hashlib.blake2b(claim, key=self._key, digest_size=16).digest()
+
+    def _check(self, host: str, user: bytes, stored: str, password: bytes) -> asyncio.Future[bool]:
+        """A slow hash, off the loop. Those who claim the same meanwhile, as the parallel
+        connections of a browser do, share the answer; a failure counts once."""
+        token = self._token(user, stored, password)
+        answer = self._checks.get(token)
+        if answer is None:
+            if len(self._checks) >= CHECKS_MAX or self._checks_of[host] >= CHECKS_PER_ADDRESS:
+                raise TooManyLogins("too many logins are being checked")
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fastsocks-auth")
+            loop = asyncio.get_running_loop()
+            self._checks[token] = answer = loop.create_future()
+            self._checks_of[host] += 1
+            work = loop.run_in_executor(self._pool, check, stored, password)
+            work.add_done_callback(
+                functools.partial(self._on_checked, answer, token, host, user, stored)
+            )
+        return answer
+
+    def _on_checked(
+        self,
+        answer: asyncio.Future[bool],
+        token: bytes,
+        host: str,
+        user: bytes,
+        stored: str,
+        work: asyncio.Future[bool],
+    ) -> None:
+        """Whether or not somebody still waits for the answer."""
+        del self._checks[token]
+        self._checks_of[host] -= 1
+        if not self._checks_of[host]:
+            del self._checks_of[host]
+        if work.cancelled():
+            answer.cancel()
+            return
+        right = False
+        if error := work.exception():
+            # No memory, most likely. The text of a stranger's exception is not told.
+            log.error("a password could not be checked: %s", type(error).__name__)
+        else:
+            # The decoy's password is nobody's, and a file that has changed meanwhile
+            # may have another one for him or none.
+            right = work.result() and self._hashes.get(user) == stored
+        if right:
+            self._proven[user] = (token, self._clock() + REMEMBERED)
+        else:
+            self._back_off.failed(host)
+        answer.set_result(right)
+
+
+def _version(path: str) -> users_file.Version | None:
+    """None where there is nothing to look at; read() will say what is wrong."""
+    try:
+        return users_file.version_of(os.stat(path))
+    except OSError:
+        return None
+
+
+class Authenticator(Protocol):
+    """What a program passes to ``Server(authenticator=...)`` to decide by itself.
+
+        async def by_database(client, method, credentials):
+            if credentials is None:
+                return client[0] == "192.0.2.7"
+            return await database.is_right(credentials.user, credentials.password)
+
+    It is asked with ``method`` 0 and no credentials whether the client at ``client``
+    (host, port) may go on without a login: SOCKS4, and SOCKS5 where method 0 is among
+    those offered. If not, SOCKS4 is refused; SOCKS5 has to log in, and it is asked with
+    method 2 and the credentials as the client sent them: octets, each 0 to 255, which
+    are anything.
+
+    Only ``True`` lets a client in. An exception refuses it, and the log says where it
+    was raised but not its text, which might hold a password. The call is cancelled
+    when the handshake has taken its time (``handshake_timeout``).
+    """
+
+    def __call__(
+        self, client: Address, method: int, credentials: Credentials | None, /
+    ) -> Awaitable[bool]: ...
+
+
+class Custom:
+    """An Authenticator in the place of Users."""
+
+    def __init__(self, authenticator: Authenticator, quiet: QuietLog) -> None:
+        self._authenticator = authenticator
+        self._quiet = quiet
+
+    def check_now(self, client: Address, user: bytes, password: bytes) -> bool | None:
+        return None
+
+    async def verify(self, client: Address, user: bytes, password: bytes) -> bool:
+        return await self._ask(client, USER_PASSWORD, Credentials(user, password))
+
+    def reload(self) -> bool:
+        """Nothing to read."""
+        return True
+
+    def close(self) -> None:
+        """Nothing to give up."""
+
+    async def admits(self, client: Address) -> bool:
+        """Whether this client need not log in."""
+        return await self._ask(client, NO_AUTH, None)
+
+    async def _ask(self, client: Address, method: int, credentials: Credentials | None) -> bool:
+        try:
+            # Nothing that is merely true will do: a coroutine nobody awaited is.
+            return await self._authenticator(client, method, credentials) is True
+        except Exception as error:
+            trace = error.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            place = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}" if trace else "-"
+            self._quiet.warning(
+                "authenticator",
+                "the authenticator raised %s (%s); the client is refused",
+                type(error).__name__,
+                place,
+            )
+            return False

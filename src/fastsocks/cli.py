@@ -18,9 +18,11 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
+from fastsocks import jsocks, passwd
 from fastsocks._version import __version__
+from fastsocks.arguments import Parser
 from fastsocks.config import (
     COUNT_MAX,
     ENGINES,
@@ -51,10 +53,19 @@ log = logging.getLogger("fastsocks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["passwd"]:
+        return passwd.main(argv[1:])
     parser = build_parser()
     options = parser.parse_args(argv)
+    migrated = jsocks.Jsocks({}, [])
     try:
-        config = to_config(options)
+        if options.jsocks:
+            migrated = jsocks.load(options.jsocks)
+            # As defaults, so that a flag that is given counts more.
+            parser.set_defaults(**{**migrated.settings, "listen": None, "ident": []})
+            options = parser.parse_args(argv)
+        config = to_config(options, migrated.settings)
     except ConfigError as error:
         parser.error(flag_named(str(error)))
     logging.basicConfig(
@@ -62,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    for warning in migrated.warnings:
+        log.warning("%s", warning)
     raise_descriptor_limit()
     # What is imported by now stays: no collection need look at it again.
     gc.freeze()
@@ -89,6 +102,8 @@ async def serve(config: Config, loop_name: str) -> None:
         loop.add_signal_handler(number, on_signal)
     server = Server(config)
     server.start()
+    if config.users_file is not None:
+        loop.add_signal_handler(signal.SIGHUP, server.reload)
     announce(server, loop_name)
     await stop.wait()
     log.info("stopping: %d sessions have %g s to finish", server.sessions, config.grace)
@@ -107,7 +122,7 @@ def announce(server: Server, loop_name: str) -> None:
     """One line for people and for programs that wait for it. A reader who has
     gone away is no reason to stop."""
     where = ", ".join(endpoint(*address) for address in server.addresses)
-    login = "USER:PASSWORD@" if server.config.users else ""
+    login = "USER:PASSWORD@" if server.config.login_needed else ""
     example = f"curl -x socks5h://{login}{endpoint(*server.addresses[0])} https://example.org/"
     with contextlib.suppress(OSError):
         print(
@@ -140,7 +155,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="fastsocks",
         description="A SOCKS4, SOCKS4a and SOCKS5 proxy server.",
-        epilog="Without flags it serves 127.0.0.1:1080. Times are in seconds, 0 means no limit.",
+        epilog="Without flags it serves 127.0.0.1:1080. Times are in seconds, 0 means no limit."
+        " 'fastsocks passwd FILE USER' adds a user to the FILE of --users, or changes his"
+        " password.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -161,7 +178,85 @@ def build_parser() -> argparse.ArgumentParser:
         " process list, so rather use --password-file or FASTSOCKS_PASSWORD",
     )
     add("--password-file", metavar="FILE", help="read the password from the first line of FILE")
-    add("-b", dest="source", metavar="ADDRESS", help="connect to remotes from this address")
+    add(
+        "--users",
+        dest="users_file",
+        metavar="FILE",
+        help="who may log in: NAME:HASH a line, as made by 'fastsocks passwd' or 'htpasswd -B';"
+        " read again when it changes, and at SIGHUP",
+    )
+    add(
+        "--strict-methods",
+        action="store_true",
+        help="without users, refuse a client that offers nothing but user/password (it is let in)",
+    )
+    add(
+        "-b",
+        dest="source",
+        metavar="ADDRESS",
+        action="append",
+        help="connect to remotes from this address; once for IPv4, once for IPv6",
+    )
+    add(
+        "--prefer",
+        metavar="FAMILY",
+        default="",
+        help="of a name's addresses: ipv4 or ipv6 first, ipv4-only or ipv6-only"
+        " (as the system orders them)",
+    )
+    add(
+        "--allow",
+        metavar="RANGE",
+        action="append",
+        default=[],
+        help="let clients that are not on loopback reach this network (10.1.0.0/16) or kind of"
+        " address (private, loopback, ... or all), which they may not; may be given again",
+    )
+    add("--allow-bind", action="store_true", help="offer BIND, in which the proxy listens")
+    add(
+        "--bind-anyone",
+        action="store_true",
+        help="let a client that names no peer in BIND have whoever connects",
+    )
+    add(
+        "--bind-timeout",
+        metavar="S",
+        type=seconds,
+        default=180.0,
+        help="for the peer of a BIND to connect (180)",
+    )
+    add("--no-udp", dest="udp", action="store_false", help="do not offer UDP ASSOCIATE")
+    add(
+        "--udp-ports",
+        metavar="A-B",
+        type=port_range,
+        help="where clients send their datagrams to (any free port)",
+    )
+    add(
+        "--udp-address",
+        metavar="ADDRESS",
+        help="tell clients to send datagrams to this address, as behind NAT"
+        " (the one they have connected to)",
+    )
+    add(
+        "--udp-full-cone",
+        action="store_true",
+        help="pass on datagrams from anybody, not only from where the client has sent to",
+    )
+    add(
+        "--udp-timeout",
+        metavar="S",
+        type=seconds,
+        default=300.0,
+        help="without a datagram either way (300)",
+    )
+    add(
+        "--udp-per-client",
+        metavar="N",
+        type=whole,
+        default=64,
+        help="UDP associations that one client address may have at once (64)",
+    )
     add("-q", dest="quiet", action="store_true", help="log errors only")
     add(
         "--open",
@@ -238,6 +333,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="connections held at once (as many as there are descriptors for)",
     )
     add(
+        "--ident",
+        metavar="RANGE[=NAME;...]",
+        action="append",
+        default=[],
+        help="serve clients from RANGE only, if given names only users that their identd"
+        " (RFC 1413) calls so; may be given again, the first range with the client decides",
+    )
+    add(
+        "--ident-timeout",
+        metavar="S",
+        type=seconds,
+        default=3.0,
+        help="for a client's identd to answer (3)",
+    )
+    add(
+        "--jsocks",
+        metavar="FILE",
+        nargs="+",
+        help="take settings from socks.properties files of jsocks; other flags count more",
+    )
+    add(
         "--log-level",
         metavar="LEVEL",
         default="info",
@@ -248,19 +364,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Parser(argparse.ArgumentParser):
-    """One clear line instead of the usage text in front of it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"fastsocks: {message} (see fastsocks --help)\n")
-
-
-def to_config(options: argparse.Namespace) -> Config:
-    """Raises ConfigError naming the flag."""
-    settings: dict[str, Any] = {
+def to_config(options: argparse.Namespace, migrated: dict[str, Any]) -> Config:
+    """Raises ConfigError naming the flag. ``migrated`` are settings from elsewhere,
+    for those that have no flag or none given."""
+    settings: dict[str, Any] = migrated | {
         name: getattr(options, name)
         for name in (
             "source",
+            "prefer",
+            "allow",
+            "allow_bind",
+            "bind_anyone",
+            "bind_timeout",
+            "udp",
+            "udp_ports",
+            "udp_address",
+            "udp_full_cone",
+            "udp_timeout",
+            "udp_per_client",
+            "users_file",
+            "strict_methods",
             "open",
             "engine",
             "relay",
@@ -273,8 +396,10 @@ def to_config(options: argparse.Namespace) -> Config:
             "half_closed_timeout",
             "grace",
             "max_sessions",
+            "ident_timeout",
         )
     }
+    settings["ident"] = [*options.ident, *migrated.get("ident", ())]
     password, source = read_password(options)
     if (options.user is None) != (password is None):
         missing = "-u USER" if options.user is None else f"a password ({LOGIN_SOURCES})"
@@ -284,13 +409,13 @@ def to_config(options: argparse.Namespace) -> Config:
             if not is_credential(text):
                 raise ConfigError(f"{flag}: must have 1 to 255 octets of UTF-8 (RFC 1929)")
         settings["users"] = {options.user: password}
-    settings["listen"] = listeners(options)
+    settings["listen"] = listeners(options, migrated.get("listen", ["127.0.0.1:1080"]))
     return Config(**settings)
 
 
-def listeners(options: argparse.Namespace) -> list[str]:
+def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:
     if options.host is None and options.port is None:
-        return options.listen or ["127.0.0.1:1080"]
+        return options.listen or default
     if options.listen:
         raise ConfigError("--listen and -i/-p say the same thing: use one of them")
     host = "127.0.0.1" if options.host is None else options.host
@@ -342,7 +467,7 @@ def wipe_from_argv(secret: str) -> None:
 def flag_named(message: str) -> str:
     """Config speaks of its fields; on the command line they are flags."""
     field, _, rest = message.partition(" ")
-    flag = {"source": "-b"}.get(field, f"--{field.replace('_', '-')}")
+    flag = {"source": "-b", "users_file": "--users"}.get(field, f"--{field.replace('_', '-')}")
     known = field.isidentifier() and field in Config.__dataclass_fields__
     return f"{flag} {rest}" if known else message
 
@@ -369,6 +494,13 @@ def whole(text: str) -> int:
 
 def thread_count(text: str) -> int:
     return (os.cpu_count() or 1) if text == "auto" else in_range(whole(text), text, THREADS_MAX)
+
+
+def port_range(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not (dash and is_port(first) and is_port(last)):
+        raise argparse.ArgumentTypeError(f"{text}: must be A-B, as 40000-40100")
+    return int(first), int(last)
 
 
 def size(text: str) -> int:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
+from fastsocks.addresses import Judge
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
+from fastsocks.ranges import Rule, parse_rule
+from fastsocks.resolve import family_of
 
 ENGINES = ("auto", "native", "python")
 RELAYS = ("auto", "copy", "splice")
+PREFERENCES = ("", "ipv4", "ipv6", "ipv4-only", "ipv6-only")
 
 SECONDS_MAX = 10**9
+IDENT_SECONDS_MIN = 0.001  # no limit would let an identd hold sessions for ever
 THREADS_MAX = 1024
 COUNT_MAX = 10**6
 PIPE_SIZE_MIN, PIPE_SIZE_MAX = 1 << 16, 1 << 30
@@ -35,7 +42,23 @@ class Config:
 
     listen: Sequence[str] = ("127.0.0.1:1080",)
     users: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
-    source: str | None = None
+    users_file: str | os.PathLike[str] | None = None
+    authenticator: Callable[[Any, int, Any], Awaitable[bool]] | None = None
+    """auth.Authenticator"""
+    strict_methods: bool = False
+    source: str | Sequence[str] | None = None
+    """to connect from: one address, or one of each family"""
+    prefer: str = ""
+    allow: Sequence[str] = ()
+    allow_bind: bool = False
+    bind_anyone: bool = False
+    bind_timeout: float = 180.0
+    udp: bool = True
+    udp_ports: tuple[int, int] | None = None
+    udp_address: str | None = None
+    udp_full_cone: bool = False
+    udp_timeout: float = 300.0
+    udp_per_client: int = 64
     open: bool = False
     engine: str = "auto"
     relay: str = "auto"
@@ -48,18 +71,29 @@ class Config:
     half_closed_timeout: float = 60.0
     grace: float = 10.0
     max_sessions: int | None = None
+    ident: Sequence[str] = ()
+    ident_timeout: float = 3.0
 
     def __post_init__(self) -> None:
         one_of("engine", self.engine, ENGINES)
         one_of("relay", self.relay, RELAYS)
+        one_of("prefer", self.prefer, PREFERENCES)
         for name in (
             "handshake_timeout",
             "connect_timeout",
             "idle_timeout",
             "half_closed_timeout",
             "grace",
+            "bind_timeout",
+            "udp_timeout",
         ):
             within(name, getattr(self, name), 0, SECONDS_MAX)
+        within("ident_timeout", self.ident_timeout, IDENT_SECONDS_MIN, SECONDS_MAX)
+        for text in self.ident:
+            try:
+                parse_rule(text)
+            except ValueError as error:
+                raise ConfigError(f"ident {text}: {error}") from None
         within("relay_threads", self.relay_threads, 0, THREADS_MAX)
         if self.max_pipes is not None:
             within("max_pipes", self.max_pipes, 0, COUNT_MAX)
@@ -69,19 +103,63 @@ class Config:
             raise ConfigError(
                 f"pipe_size {self.pipe_size}: must be {PIPE_SIZE_MIN} to {PIPE_SIZE_MAX} octets"
             )
-        if self.source is not None and not is_literal(self.source):
-            raise ConfigError(f"source {self.source}: must be an IPv4 or IPv6 address")
+        self._check_addresses()
         if not self.listen:
             raise ConfigError("listen: at least one HOST:PORT is needed")
         for user, password in self.users.items():
             for what, text in (("user name", user), ("password", password)):
                 if not is_credential(text):
                     raise ConfigError(f"users: a {what} must have 1 to 255 octets of UTF-8")
+        if self.users_file is not None and not os.fspath(self.users_file):
+            raise ConfigError("users_file: must name a file")
+        if self.authenticator is not None:
+            if not callable(self.authenticator):
+                raise ConfigError("authenticator: must be an async function")
+            if self.users or self.users_file is not None:
+                raise ConfigError("authenticator: decides alone; must not be given with users")
         self._check_not_open()
+
+    def _check_addresses(self) -> None:
+        for address in self._source_list:
+            if not is_literal(address):
+                raise ConfigError(f"source {address}: must be an IPv4 or IPv6 address")
+        if len(self.sources) < len(self._source_list):
+            raise ConfigError(f"source {self._source_list[-1]}: must be the only one of its family")
+        try:
+            Judge(self.allow, ())
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        within("udp_per_client", self.udp_per_client, 1, COUNT_MAX)
+        if self.udp_ports is not None:
+            first, last = self.udp_ports
+            if not 1 <= first <= last <= 65535:
+                raise ConfigError(
+                    f"udp_ports {first}-{last}: must be A-B with 1 <= A <= B <= 65535"
+                )
+        if self.udp_address is not None and not is_literal(self.udp_address):
+            raise ConfigError(f"udp_address {self.udp_address}: must be an IPv4 or IPv6 address")
+
+    @property
+    def _source_list(self) -> Sequence[str]:
+        return [self.source] if isinstance(self.source, str) else self.source or ()
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The addresses to connect from, by family: ``ipv4``, ``ipv6``."""
+        return {family_of(address): address for address in self._source_list}
+
+    @property
+    def login_needed(self) -> bool:
+        """Whether a client has to say, in whatever way, who it is."""
+        return bool(self.users) or self.users_file is not None or self.authenticator is not None
 
     @property
     def listeners(self) -> list[Listener]:
         return [parse_listener(text) for text in self.listen]
+
+    @property
+    def ident_rules(self) -> list[Rule]:
+        return [parse_rule(text) for text in self.ident]
 
     def settings(self) -> Settings:
         """What the engine has to know, with the defaults that depend on the machine."""
@@ -95,17 +173,23 @@ class Config:
             relay_threads=self.relay_threads,
             pipe_size=self.pipe_size,
             max_pipes=pipes,
+            udp_timeout=self.udp_timeout,
+            udp_ports=self.udp_ports,
+            udp_full_cone=self.udp_full_cone,
         )
 
     def _check_not_open(self) -> None:
         """Most open proxies of the world are an accident of this kind."""
-        if self.users or self.open:
+        if self.login_needed or self.open:
+            return
+        rules = self.ident_rules
+        if rules and not any(one.ranges.is_everyone and one.names is None for one in rules):
             return
         for host, port in self.listeners:
             if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
                 raise ConfigError(
                     f"listen {host}:{port}: anyone who reaches this address could use the proxy;"
-                    " configure a user, listen on loopback, or say --open (open=True)"
+                    " configure a user or --ident ranges, listen on loopback, or say --open"
                 )
 
 
@@ -150,7 +234,7 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ConfigError(f"{name} {value}: must be one of {', '.join(allowed)}")
 
 
-def within(name: str, value: float, least: int, most: int) -> None:
+def within(name: str, value: float, least: float, most: float) -> None:
     # NaN compares false with everything, so it is refused here as well.
     if not least <= value <= most:
         raise ConfigError(f"{name} {value}: must be {least} to {most}")

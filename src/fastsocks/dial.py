@@ -1,55 +1,176 @@
-"""To the remote: each address of a host in turn, within one budget of time.
+"""To the remote: one address directly, several by Happy Eyeballs (RFC 8305).
 
-Tried one after the other with an equal share of what is left of the budget, so
-that a first address that swallows packets leaves time for the second.
+A host with several addresses often has one that is dead, mostly IPv6 where only
+IPv4 works. One after the other, a dead address costs its whole timeout; all at once
+is rude to the host. So the next one is begun a quarter of a second after the last,
+or at once when that fails, families taking turns; the first connection that stands
+wins, and the others are closed.
+
+What is judged is an address, and exactly that one is dialled: what a name means may
+change at any moment, but nobody looks it up again in between.
 """
 
 from __future__ import annotations
 
-import os
+import asyncio
+import itertools
+import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 
+from fastsocks.addresses import Judge
 from fastsocks.engine import Conn, Engine
-from fastsocks.errors import DialError, Reply, reply_for
-from fastsocks.resolve import Address, Resolver
+from fastsocks.errors import DialError, Reply, RuleDenied, reply_for
+from fastsocks.resolve import Resolver, family_of, is_wanted
+
+# Seconds between two attempts; RFC 8305 section 5 recommends it.
+STAGGER = 0.25
+
+# Of several failures the one that says most about the host: it refuses, a packet filter
+# forbids it, it is silent; rather than that we lack a descriptor, a route or the family.
+TELLING = (
+    Reply.CONNECTION_REFUSED,
+    Reply.NOT_ALLOWED,
+    Reply.HOST_UNREACHABLE,
+    Reply.GENERAL_FAILURE,
+    Reply.NETWORK_UNREACHABLE,
+    Reply.ADDRESS_NOT_SUPPORTED,
+)
+
+log = logging.getLogger("fastsocks.dial")
 
 
 class Dialer:
-    """Connects for sessions. ``timeout`` is in seconds, for names and connecting
-    together; ``source`` is the address to connect from, or None."""
+    """Connects for sessions. ``timeout`` is in seconds, for name and connecting
+    together, 0 for none. ``sources`` are the addresses to connect from, by family
+    (``ipv4``, ``ipv6``); with only one of them the other family is not dialled, as it
+    would show an address that nobody chose. ``prefer`` as for the resolver."""
 
     def __init__(
-        self, engine: Engine, resolver: Resolver, timeout: float, source: str | None
+        self,
+        engine: Engine,
+        resolver: Resolver,
+        judge: Judge,
+        timeout: float,
+        sources: Mapping[str, str],
+        prefer: str = "",
     ) -> None:
         self._engine = engine
         self._resolver = resolver
+        self._judge = judge
         self._timeout = timeout
-        self._source = source
+        self._sources = dict(sources)
+        self._families = {
+            family
+            for family, host in (("ipv4", "0.0.0.0"), ("ipv6", "::"))
+            if is_wanted(prefer, host) and (family in sources or not sources)
+        }
 
-    def dial(self, client: Conn, host: str, port: int, is_name: bool) -> Awaitable[Conn]:
-        """Raises DialError with the reply code of the last attempt."""
-        if is_name:
-            return self._try_all(client, host, port)
-        return self._try(client, (host, port), self._timeout)
+    def dial(
+        self, client: Conn, client_host: str, host: str, port: int, is_name: bool
+    ) -> Awaitable[Conn]:
+        """Raises RuleDenied where ``client_host`` may not reach any address of the
+        host, DialError where there is none, ClientGone, or the OSError of connect():
+        of several attempts the most telling one."""
+        if not is_name:
+            return self._dial_known(client, client_host, (host,), port, self._timeout)
+        addresses = self._resolver.remembered(host)
+        if addresses is not None:
+            return self._dial_known(client, client_host, addresses, port, self._timeout)
+        return self._dial_name(client, client_host, host, port)
 
-    async def _try_all(self, client: Conn, host: str, port: int) -> Conn:
+    async def _dial_name(self, client: Conn, client_host: str, name: str, port: int) -> Conn:
         began = time.monotonic()
-        addresses = await self._resolver.resolve(host, port, self._timeout)
-        failure = DialError(f"{host} has no address", Reply.HOST_UNREACHABLE)
-        for tried, address in enumerate(addresses):
-            left = began + self._timeout - time.monotonic() if self._timeout else 0.0
-            if self._timeout and left <= 0:
-                break
-            try:
-                return await self._try(client, address, left / (len(addresses) - tried))
-            except DialError as error:
-                failure = error
-        raise failure
+        addresses = await self._resolver.resolve(name, self._timeout)
+        budget = self._timeout
+        if budget:
+            # Not 0, which would be no limit; an engine counts in milliseconds.
+            budget = max(0.001, began + budget - time.monotonic())
+        return await self._dial_known(client, client_host, addresses, port, budget)
 
-    async def _try(self, client: Conn, address: Address, budget: float) -> Conn:
+    def _dial_known(
+        self, client: Conn, client_host: str, addresses: Sequence[str], port: int, budget: float
+    ) -> Awaitable[Conn]:
+        allowed = self._judged(client_host, addresses, port)
+        if len(allowed) == 1:
+            return self._attempt(client, allowed[0], port, budget)
+        return self._race(client, interleaved(allowed), port, budget)
+
+    def _judged(self, client_host: str, addresses: Sequence[str], port: int) -> list[str]:
+        """Those that may be dialled, at least one."""
+        allowed: list[str] = []
+        denied: RuleDenied | None = None
+        for address in addresses:
+            if family_of(address) not in self._families:
+                continue
+            try:
+                self._judge.judge(client_host, address, port)
+            except RuleDenied as error:
+                log.debug("%s does not reach %s: %s", client_host, address, error.reason)
+                denied = error
+            else:
+                allowed.append(address)
+        if not allowed:
+            raise denied or DialError(
+                f"{addresses[0]}: its family is not used", Reply.ADDRESS_NOT_SUPPORTED
+            )
+        return allowed
+
+    def _attempt(self, client: Conn, host: str, port: int, budget: float) -> Awaitable[Conn]:
+        source = self._sources.get(family_of(host)) if self._sources else None
+        return self._engine.dial(client, (host, port), source, budget)
+
+    async def _race(self, client: Conn, addresses: Sequence[str], port: int, budget: float) -> Conn:
+        deadline = time.monotonic() + budget
+        waiting = iter(addresses)
+        attempts: set[asyncio.Future[Conn]] = set()
+        running: set[asyncio.Future[Conn]] = set()
+        failures: list[OSError] = []
         try:
-            return await self._engine.dial(client, address, self._source, budget)
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise DialError(f"connect: {reason}", reply_for(error)) from None
+            while True:
+                left = deadline - time.monotonic() if budget else 0.0
+                address = None if budget and left <= 0 else next(waiting, None)
+                if address is not None:
+                    begun = asyncio.ensure_future(self._attempt(client, address, port, left))
+                    attempts.add(begun)
+                    running.add(begun)
+                elif not running:
+                    break
+                ended, running = await asyncio.wait(
+                    running,
+                    # With nothing left to begin, each ends by its own deadline.
+                    timeout=STAGGER if address is not None else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for attempt in ended:
+                    error = attempt.exception()
+                    if error is None:
+                        attempts.remove(attempt)
+                        return attempt.result()
+                    if not isinstance(error, OSError):
+                        raise error
+                    failures.append(error)
+        finally:
+            for attempt in attempts:
+                give_up(attempt)
+        raise most_telling(failures)
+
+
+def interleaved(addresses: Sequence[str]) -> list[str]:
+    """Families taking turns, beginning with that of the first (RFC 8305 section 4)."""
+    first = family_of(addresses[0])
+    families = (
+        [address for address in addresses if family_of(address) == first],
+        [address for address in addresses if family_of(address) != first],
+    )
+    return [one for pair in itertools.zip_longest(*families) for one in pair if one is not None]
+
+
+def give_up(attempt: asyncio.Future[Conn]) -> None:
+    """Closes what an attempt has made, or would."""
+    if not attempt.cancel() and not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+def most_telling(failures: Sequence[OSError]) -> OSError:
+    return min(failures, key=lambda error: TELLING.index(reply_for(error)))

@@ -74,9 +74,18 @@ class Conn(Protocol):
     def sockname(self) -> tuple[str, int]:
         """(host, port) of our end."""
 
+    def recv_now(self) -> bytes | None:
+        """As recv, but None where that would wait."""
+
     def recv(self) -> Awaitable[bytes]:
         """What has come, at most 16 KiB; ``b""`` at FIN. Raises OSError on a
         reset and TimeoutError when the deadline passes first."""
+
+    def send_now(self, data: bytes) -> bool:
+        """Sends what can be sent at once; False: ``sent`` waits for the rest."""
+
+    def sent(self) -> Awaitable[None]:
+        """Until all of what ``send_now`` was given is sent. Raises as recv does."""
 
     def send(self, data: bytes) -> Awaitable[None]:
         """Sends all of ``data``. Raises as recv does."""
@@ -157,7 +166,8 @@ class Engine(Protocol):
     ) -> Awaitable[Conn]:
         """Connects to an IP literal (an IPv6 one may carry %scope). Raises
         OSError with the errno of connect(), ETIMEDOUT after ``timeout`` seconds,
-        and ClientGone when the client resets its connection meanwhile."""
+        and ClientGone when the client resets its connection meanwhile. Several may
+        be under way for one client; cancelling one closes its socket."""
 
     def relay(self, client: Conn, remote: Conn, flow: Any, early: bytes) -> int:
         """Takes both connections for good; ``early`` goes to the remote first.

@@ -25,6 +25,14 @@ class Reply(enum.IntEnum):
     ADDRESS_NOT_SUPPORTED = 8
 
 
+class IdentReply(enum.Enum):
+    """Refusals after ident (RFC 1413) that SOCKS4 has codes for. SOCKS5 clients are
+    refused before their request, when no code is due."""
+
+    NO_IDENTD = "the client's identd cannot be reached"
+    OTHER_USER = "the user id is not the one that identd reports"
+
+
 class SocksError(Exception):
     """A session that ends without being relayed.
 
@@ -35,7 +43,9 @@ class SocksError(Exception):
 
     side = "client"
 
-    def __init__(self, reason: str, reply: Reply | None = Reply.GENERAL_FAILURE) -> None:
+    def __init__(
+        self, reason: str, reply: Reply | IdentReply | None = Reply.GENERAL_FAILURE
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.reply = reply
@@ -49,11 +59,29 @@ class AuthError(SocksError):
     """The client did not prove who it is; its method's own refusal was sent."""
 
 
+class TooManyLogins(AuthError):
+    """What the client claims was not looked at: others come first, or it failed too often."""
+
+
+class IdentError(SocksError):
+    """The client comes from where nobody may, or is not a user who may."""
+
+    def __init__(self, reason: str, reply: Reply | IdentReply = Reply.NOT_ALLOWED) -> None:
+        super().__init__(reason, reply)
+
+
 class ClientGone(SocksError):
     """The client left, or stayed silent past its deadline."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, None)
+
+
+class RuleDenied(SocksError):
+    """The destination is one that this client may not reach."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, Reply.NOT_ALLOWED)
 
 
 class DialError(SocksError):

@@ -1,31 +1,35 @@
 """The record that travels with a session, from its first octet to its end.
 
-It is all that Python keeps of a relayed session, so it has slots and holds no
-object that is not needed to say what happened.
+It is all that Python keeps of a relayed session, so it has slots, holds no object that
+is not needed to say what happened, and makes text only of what is logged.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 _ids = itertools.count(1)
 
 
 class Flow:
-    """One session: who (``client`` as (host, port), ``user``), where to
-    (``target`` as HOST:PORT), and a serial number ``id`` for the log."""
+    """One session: who (``client`` as (host, port), ``user``), where to (``host`` and
+    ``port``), a serial number ``id`` for the log, and what its end sets free."""
 
-    __slots__ = ("client", "id", "target", "user")
+    __slots__ = ("client", "host", "id", "on_end", "port", "user")
 
     def __init__(self, client: tuple[str, int]) -> None:
         self.id = next(_ids)
         self.client = client
         self.user: str | None = None
-        self.target = "-"
+        self.host: str | None = None
+        self.port = 0
+        self.on_end: Callable[[], None] | None = None
 
     def __str__(self) -> str:
         user = f"{printable(self.user)}@" if self.user else ""
-        return f"#{self.id} {user}{endpoint(*self.client)} -> {self.target}"
+        target = endpoint(self.host, self.port) if self.host is not None else "-"
+        return f"#{self.id} {user}{endpoint(*self.client)} -> {target}"
 
 
 def printable(text: str) -> str:

@@ -56,32 +56,48 @@ class Conn:
         self.sock = sock
         self.peer = _endpoint(peer)
         self.counted = counted
+        self.dials: list[Conn] = []  # what is being dialled for this one
         self._handed_over = False
         self._fd = sock.fileno()
         self._waiters: list[asyncio.Future[None] | None] = [None, None]
         self._timer: asyncio.TimerHandle | None = None
         self._expired = False
+        self._unsent = b""
         engine.conns.add(self)
 
     @property
     def sockname(self) -> tuple[str, int]:
         return _endpoint(self.sock.getsockname())
 
+    def recv_now(self) -> bytes | None:
+        self._check_deadline()
+        try:
+            return self.sock.recv(HANDSHAKE_CHUNK)
+        except BlockingIOError:
+            return None
+
     async def recv(self) -> bytes:
-        while True:
-            self._check_deadline()
-            try:
-                return self.sock.recv(HANDSHAKE_CHUNK)
-            except BlockingIOError:
-                await self.ready(READ)
+        while (data := self.recv_now()) is None:
+            await self.ready(READ)
+        return data
+
+    def send_now(self, data: bytes) -> bool:
+        self._check_deadline()
+        self._unsent = data
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        return True
+
+    async def sent(self) -> None:
+        while not self.send_now(self._unsent):
+            await self.ready(WRITE)
 
     async def send(self, data: bytes) -> None:
-        while data:
-            self._check_deadline()
-            try:
-                data = data[self.sock.send(data) :]
-            except BlockingIOError:
-                await self.ready(WRITE)
+        self._unsent = data
+        await self.sent()
 
     def deadline(self, seconds: float) -> None:
         if self._timer is not None:
@@ -122,6 +138,11 @@ class Conn:
                 self._unwatch(mode)
                 if not waiter.done():
                     waiter.set_exception(error)
+
+    def on_reset(self, _error: int) -> None:
+        """While remotes are dialled for this client: ends all attempts."""
+        for remote in tuple(self.dials):
+            remote.fail(ClientGone("reset its connection while the remote was dialled"))
 
     def shut(self, reset: bool = False) -> None:
         """Closes the descriptor, whoever owns the connection; once."""
@@ -355,11 +376,11 @@ class Engine:
         timeout: float,  # noqa: ASYNC109 -- the contract's
     ) -> Conn:
         caller = cast(Conn, client)
-        gone = ClientGone("reset its connection while the remote was dialled")
         if caller not in self.conns:
-            raise gone
+            raise ClientGone("reset its connection before the remote was dialled")
         family, peer = _numeric(*address)
         remote = Conn(self, socket.socket(family, socket.SOCK_STREAM), peer, counted=False)
+        caller.dials.append(remote)
         try:
             if source is not None:
                 with contextlib.suppress(OSError):  # Linux only; it saves ports
@@ -368,7 +389,7 @@ class Engine:
             error = remote.sock.connect_ex(peer)
             if error in (errno.EINPROGRESS, errno.EINTR):
                 remote.deadline(timeout)
-                self.probe(caller, lambda _: remote.fail(gone))
+                self.probe(caller, caller.on_reset)
                 await remote.ready(WRITE)
                 error = remote.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
@@ -377,7 +398,9 @@ class Engine:
             remote.shut()
             raise
         finally:
-            self.stop_probing(caller)
+            caller.dials.remove(remote)
+            if not caller.dials:
+                self.stop_probing(caller)
         remote.deadline(0)
         return remote
 

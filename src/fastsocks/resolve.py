@@ -1,9 +1,15 @@
-"""Names to addresses, on threads of its own and with a deadline.
+"""Names to addresses, on threads of its own, with a deadline and a memory.
 
 Neither asyncio's executor (6 threads on 2 cores, shared with the embedding
 program) nor uvloop's getaddrinfo (4 threads for the whole process) will do: a few
 dead names would stall every session. The threads are daemons, so that a resolver
 that hangs cannot keep the program from ending.
+
+    resolve(name) -- remembered --> addresses, or why there are none
+                  \\- being asked for already -> waits for that lookup (single flight)
+                   \\- else -> queue -> thread -> remembered -> all who wait
+
+Whether an address may be reached is not this file's business.
 """
 
 from __future__ import annotations
@@ -13,116 +19,261 @@ import contextlib
 import queue
 import socket
 import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 from fastsocks.errors import DialError, Reply
 
-THREADS = 16
+# A name that hangs keeps a thread for as long as the C library has patience (10 s and
+# more), whoever has given up; others need threads meanwhile. Idle ones end.
+THREADS_MAX = 128
+THREAD_IDLE = 10.0
+
 # Waiting longer than this is waiting for nothing: refuse while it is cheap.
 QUEUE_LIMIT = 1024
 
-Address = tuple[str, int]
+# getaddrinfo does not tell the TTL. A minute is what browsers remember as well; a name
+# that does not exist may soon.
+REMEMBER_FOUND = 60.0
+REMEMBER_FAILED = 5.0
+CACHE_SIZE = 4096
+
+# Of each family. No honest name has more, and a hostile one shall not make us remember
+# thousands, nor knock at as many doors for one session.
+ADDRESSES_MAX = 16
+
+FAMILIES = {
+    "": socket.AF_UNSPEC,
+    "ipv4": socket.AF_UNSPEC,
+    "ipv6": socket.AF_UNSPEC,
+    "ipv4-only": socket.AF_INET,
+    "ipv6-only": socket.AF_INET6,
+}
+"""What ``prefer`` may be, and what the C library is asked for."""
+
+Answer = tuple[str, ...] | DialError
+"""The addresses of a name, at least one, or why there are none."""
 
 
 class Resolver:
-    """``resolve`` from one event loop; the threads start when first needed."""
+    """For one event loop; threads start when they are needed. ``prefer`` puts the
+    addresses of one family first (``ipv4``, ``ipv6``), drops those of the other
+    (``ipv4-only``, ``ipv6-only``), or keeps the C library's order (RFC 6724)."""
 
-    def __init__(self, threads: int = THREADS) -> None:
-        self._limit = threads
-        self._threads: list[threading.Thread] = []
-        self._waiting: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
-        self._pending = 0
-        # Questions put and finished, to know whether a thread is free. One that hangs
-        # stays busy long after its session has given up.
-        self._asked = 0
-        self._finished = 0
+    def __init__(self, prefer: str = "") -> None:
+        self._prefer = prefer
+        self._cache = Cache(CACHE_SIZE)
+        self._lookups: dict[str, Lookup] = {}
+        self._queue: queue.SimpleQueue[Lookup | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._threads = 0
+        self._unfinished = 0  # lookups in the queue or in a thread
 
-    async def resolve(self, name: str, port: int, budget: float) -> list[Address]:
-        """Every address of ``name``, in the resolver's order, as IP literals.
+    def remembered(self, name: str) -> tuple[str, ...] | None:
+        """The addresses, if they are known already. Raises DialError if it is known
+        that there are none."""
+        answer = self._cache.get(name)
+        if isinstance(answer, DialError):
+            raise DialError(answer.reason, answer.reply)  # or it would collect tracebacks
+        return answer
 
-        Raises DialError (host unreachable) for no address, no answer within
-        ``budget`` seconds, or too many questions waiting.
+    async def resolve(self, name: str, budget: float) -> tuple[str, ...]:
+        """Every address of ``name`` once, as IP literals (a link-local one with its
+        scope), IPv4-mapped ones as IPv4.
+
+        Raises DialError (host unreachable) for no address of a family that is wanted
+        or no answer within ``budget`` seconds (0: no limit), and (general failure)
+        for too many names waiting.
         """
-        if self._pending >= QUEUE_LIMIT:
-            raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
-        if self._asked - self._finished >= len(self._threads) < self._limit:
-            thread = threading.Thread(target=self._work, name="fastsocks-dns", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        question = _Question(name, port)
-        self._pending += 1
-        self._asked += 1
-        self._waiting.put(question)
+        if (known := self.remembered(name)) is not None:
+            return known
+        lookup = self._lookups.get(name) or self._ask(name)
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(budget, question.expire) if budget else None
+        waiter: asyncio.Future[Answer] = loop.create_future()
+        lookup.waiters.add(waiter)
+        late = DialError(f"no answer for {name} in {budget:g} s", Reply.HOST_UNREACHABLE)
+        timer = loop.call_later(budget, _settle, waiter, late) if budget else None
         try:
-            return await question.answer
-        except TimeoutError:
-            raise DialError(
-                f"no answer for {name} in {budget:g} s", Reply.HOST_UNREACHABLE
-            ) from None
-        except OSError as error:
-            raise DialError(f"{name}: {error.strerror}", Reply.HOST_UNREACHABLE) from None
+            answer = await waiter
         finally:
             if timer is not None:
                 timer.cancel()
-            question.answer.cancel()  # nobody waits for it any more; done ones do not mind
-            self._pending -= 1
+            lookup.waiters.discard(waiter)
+            if not lookup.waiters and not lookup.begun:
+                lookup.abandoned = True
+                self._forget(lookup)
+        if isinstance(answer, DialError):
+            raise DialError(answer.reason, answer.reply)
+        return answer
 
     def close(self) -> None:
-        for _ in self._threads:
-            self._waiting.put(None)
+        with self._lock:
+            for _ in range(self._threads):
+                self._queue.put(None)
+
+    # -- on the loop's thread ------------------------------------------------
+
+    def _ask(self, name: str) -> Lookup:
+        if self._unfinished >= QUEUE_LIMIT:
+            raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
+        lookup = Lookup(name, self._on_found)
+        with self._lock:
+            self._unfinished += 1
+            self._queue.put(lookup)
+            short = self._unfinished > self._threads < THREADS_MAX
+            self._threads += short
+        if short:
+            self._start_thread()
+        self._lookups[name] = lookup
+        return lookup
+
+    def _start_thread(self) -> None:
+        try:
+            threading.Thread(target=self._work, name="fastsocks-dns", daemon=True).start()
+        except RuntimeError:  # the system has none left: those that there are have to do
+            with self._lock:
+                self._threads -= 1
+
+    def _forget(self, lookup: Lookup) -> None:
+        if self._lookups.get(lookup.name) is lookup:
+            del self._lookups[lookup.name]
+
+    def _on_found(self, lookup: Lookup, found: list[str], failure: str, lasting: bool) -> None:
+        self._forget(lookup)
+        addresses = self._arranged(found)
+        answer: Answer = addresses
+        if not addresses:
+            failure = failure or f"no address ({self._prefer or 'any family'})"
+            answer = DialError(f"{lookup.name}: {failure}", Reply.HOST_UNREACHABLE)
+        if lasting:
+            self._cache.put(lookup.name, answer, REMEMBER_FOUND if addresses else REMEMBER_FAILED)
+        for waiter in tuple(lookup.waiters):
+            _settle(waiter, answer)
+
+    def _arranged(self, found: list[str]) -> tuple[str, ...]:
+        """Each address once, in the order and of the families that are preferred."""
+        hosts = list(dict.fromkeys(found))
+        four = [host for host in hosts if family_of(host) == "ipv4"][:ADDRESSES_MAX]
+        six = [host for host in hosts if family_of(host) == "ipv6"][:ADDRESSES_MAX]
+        if self._prefer:
+            return tuple(
+                {
+                    "ipv4": four + six,
+                    "ipv6": six + four,
+                    "ipv4-only": four,
+                    "ipv6-only": six,
+                }[self._prefer]
+            )
+        return tuple(sorted(four + six, key=hosts.index))
+
+    # -- on a thread of its own ----------------------------------------------
 
     def _work(self) -> None:
-        while (question := self._waiting.get()) is not None:
-            question.ask()
+        while True:
+            try:
+                lookup = self._queue.get(timeout=THREAD_IDLE)
+            except queue.Empty:
+                lookup = None
+            if lookup is None:
+                with self._lock:
+                    if self._unfinished < self._threads:
+                        self._threads -= 1
+                        return
+                continue
+            lookup.run(FAMILIES[self._prefer])
             with self._lock:
-                self._finished += 1
+                self._unfinished -= 1
 
 
-class _Question:
-    """One name on its way through a resolver thread and back to its loop."""
+class Lookup:
+    """One name on its way through a thread, and who waits for it."""
 
-    def __init__(self, name: str, port: int) -> None:
-        self._name = name
-        self._port = port
+    def __init__(self, name: str, on_found: Callable[[Lookup, list[str], str, bool], None]) -> None:
+        self.name = name
+        self.waiters: set[asyncio.Future[Answer]] = set()
+        self.begun = self.abandoned = False
+        self._on_found = on_found
         self._loop = asyncio.get_running_loop()
-        self.answer: asyncio.Future[list[Address]] = self._loop.create_future()
 
-    def expire(self) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(TimeoutError())
-
-    def ask(self) -> None:
-        """On a resolver thread. A name nobody waits for any more is not looked up."""
-        if self.answer.done():
+    def run(self, family: int) -> None:
+        """A name nobody waits for any more is not looked up."""
+        if self.abandoned:
             return
+        self.begun = True
+        found: list[str] = []
+        failure, lasting = "", True
         try:
-            found = socket.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
-            addresses = [(_literal(sockaddr), self._port) for *_, sockaddr in found]
-            self._tell(addresses, None)
-        except OSError as error:
-            self._tell([], error)
+            entries = socket.getaddrinfo(self.name, None, family, socket.SOCK_STREAM)
+            found = [_literal(sockaddr) for *_, sockaddr in entries]
+        except socket.gaierror as error:
+            failure = error.strerror or str(error)
+        except OSError as error:  # our own trouble, such as no descriptor
+            failure, lasting = error.strerror or str(error), False
         except Exception as error:
             # The IDNA codec has errors of its own; and nothing may end this thread.
-            self._tell([], OSError(0, f"cannot be resolved ({type(error).__name__})"))
-
-    def _tell(self, addresses: list[Address], error: OSError | None) -> None:
-        def deliver() -> None:
-            if self.answer.done():
-                return
-            if error is not None:
-                self.answer.set_exception(error)
-            else:
-                self.answer.set_result(addresses)
-
+            failure = f"cannot be resolved ({type(error).__name__})"
         # RuntimeError: the loop is closed, so nobody is left to be told.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(deliver)
+            self._loop.call_soon_threadsafe(self._on_found, self, found, failure, lasting)
 
 
-def _literal(sockaddr: tuple[object, ...]) -> str:
+class Cache:
+    """A bounded memory that strangers cannot wash out: what has been asked for once
+    is forgotten before anything that has been asked for again."""
+
+    def __init__(self, size: int) -> None:
+        self._half = size // 2
+        self._once: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
+        self._again: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._once) + len(self._again)
+
+    def get(self, name: str) -> Answer | None:
+        entry = self._again.pop(name, None) or self._once.pop(name, None)
+        if entry is None or entry[0] <= time.monotonic():
+            return None
+        self._again[name] = entry
+        if len(self._again) > self._half:
+            self._keep(self._once, *self._again.popitem(last=False))
+        return entry[1]
+
+    def put(self, name: str, answer: Answer, seconds: float) -> None:
+        entry = (time.monotonic() + seconds, answer)
+        if name in self._again:
+            self._again[name] = entry
+        else:
+            self._keep(self._once, name, entry)
+
+    def _keep(
+        self, where: OrderedDict[str, tuple[float, Answer]], name: str, entry: tuple[float, Answer]
+    ) -> None:
+        where[name] = entry
+        if len(where) > self._half:
+            where.popitem(last=False)
+
+
+def family_of(host: str) -> str:
+    """``ipv4`` or ``ipv6``, of an IP literal."""
+    return "ipv6" if ":" in host else "ipv4"
+
+
+def is_wanted(prefer: str, host: str) -> bool:
+    """Whether ``prefer`` lets an address be used at all."""
+    return not prefer.endswith("-only") or prefer.startswith(family_of(host))
+
+
+def _settle(waiter: asyncio.Future[Answer], answer: Answer) -> None:
+    if not waiter.done():
+        waiter.set_result(answer)
+
+
+def _literal(sockaddr: tuple[Any, ...]) -> str:
     """The address of a getaddrinfo entry, with the scope that a link-local one needs."""
     host = str(sockaddr[0])
+    if host.startswith("::ffff:") and "." in host:
+        return host.removeprefix("::ffff:")
     scope = sockaddr[3] if len(sockaddr) == 4 else 0
     return f"{host}%{scope}" if scope and "%" not in host else host

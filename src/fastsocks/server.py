@@ -13,15 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastsocks import engine as engines
-from fastsocks.auth import Users
+from fastsocks.addresses import Judge
+from fastsocks.associate import Associations
+from fastsocks.auth import Custom, Users
+from fastsocks.bind import Binder
 from fastsocks.config import Config, Listener
 from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
+from fastsocks.ident import Ident
 from fastsocks.quiet import QuietLog
 from fastsocks.resolve import Resolver
-from fastsocks.session import Session
+from fastsocks.session import Session, Stages
 
 log = logging.getLogger("fastsocks")
 
@@ -50,6 +54,7 @@ class Server:
             raise ConfigError(str(error).replace("Config.__init__()", "Server()")) from None
         self.addresses: list[Listener] = []
         self.engine: Engine | None = None
+        self._users: Users | Custom = Users({})
         self._tasks: dict[Conn, asyncio.Task[None]] = {}
         self._quiet = QuietLog(log)
 
@@ -64,6 +69,7 @@ class Server:
         """Binds and serves; returns with ``addresses`` set."""
         config = self.config
         loop = asyncio.get_running_loop()
+        self._users = make_users(config, self._quiet)
         listeners = bind_all(config.listeners)
         try:
             self.engine = engines.choose(config.engine, loop, config.settings(), self._on_closed)
@@ -71,11 +77,9 @@ class Server:
             for sock in listeners:
                 sock.close()
             raise
-        self._resolver = Resolver()
-        dialer = Dialer(self.engine, self._resolver, config.connect_timeout, config.source)
-        self._session = Session(self.engine, Users(config.users), dialer, self._quiet)
-        self._loop = loop
         self.addresses = [sock.getsockname()[:2] for sock in listeners]
+        self._session = self._make_session(config, self.engine)
+        self._loop = loop
         for sock in listeners:
             self.engine.listen(sock, self._on_client)
 
@@ -88,6 +92,11 @@ class Server:
         """Engine, relay mode and effective pipe size, for the log."""
         engine = self.engine
         return "not started" if engine is None else f"engine {engine.name}, {engine.describe()}"
+
+    def reload(self) -> None:
+        """Reads the users file again, on the loop's thread. One that is wrong changes
+        nothing; the log says what is wrong with it."""
+        self._users.reload()
 
     async def stop(self, grace: float | None = None) -> None:
         """Stops accepting, gives sessions ``grace`` seconds (default: the
@@ -108,9 +117,40 @@ class Server:
         self.engine = None
         engine.close()
         self._resolver.close()
+        self._users.close()
+        self._ident.close()
+
+    def _make_session(self, config: Config, engine: Engine) -> Session:
+        judge = Judge(config.allow, self.addresses)
+        sources = config.sources
+        self._resolver = resolver = Resolver(config.prefer)
+        self._ident = Ident(engine, config.ident_rules, config.ident_timeout)
+        stages = Stages(
+            users=self._users,
+            ident=self._ident,
+            dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources, config.prefer),
+            binder=Binder(engine, resolver, judge, sources, config.bind_anyone, config.bind_timeout)
+            if config.allow_bind
+            else None,
+            associations=Associations(
+                engine,
+                resolver,
+                judge,
+                sources,
+                config.udp_address,
+                config.udp_per_client,
+                config.connect_timeout,
+            )
+            if config.udp
+            else None,
+        )
+        return Session(engine, stages, self._quiet, config.strict_methods, config.handshake_timeout)
 
     def _on_client(self, client: Conn) -> None:
-        self._tasks[client] = self._loop.create_task(self._serve(client))
+        # create_task() would make up and format a name for each.
+        self._tasks[client] = asyncio.Task(
+            self._serve(client), loop=self._loop, name="fastsocks session"
+        )
 
     async def _serve(self, client: Conn) -> None:
         try:
@@ -122,10 +162,21 @@ class Server:
             self._tasks.pop(client, None)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
+        for flow, *_ in ended:
+            if flow.on_end is not None:
+                flow.on_end()
         if log.isEnabledFor(logging.DEBUG):
             for flow, up, down, reason, error in ended:
                 why = f" ({os.strerror(error)})" if error else ""
                 log.debug("%s ended: %s%s, %d up, %d down", flow, reason, why, up, down)
+
+
+def make_users(config: Config, quiet: QuietLog) -> Users | Custom:
+    """Raises ConfigError for a users file that cannot be used."""
+    if config.authenticator is not None:
+        return Custom(config.authenticator, quiet)
+    path = config.users_file
+    return Users(config.users, None if path is None else os.fspath(path))
 
 
 def bind_all(listeners: Sequence[Listener]) -> list[socket.socket]:

@@ -1,50 +1,99 @@
-"""One client, top to bottom: detect, authenticate, decide, dial, reply, relay.
+"""One client, top to bottom: detect, authenticate, decide, do what it asks, relay.
 
 This is the only place where the stages meet, and the only one that answers a
 client. It must not know how bytes move (engine) or what they look like (proto).
+
+Whatever a client sends is tried at once (``recv_now``, ``send_now``) and awaited only
+where that would block: most handshakes are over after one wait.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
-from fastsocks.auth import Users
+from fastsocks.associate import Associations
+from fastsocks.auth import Custom, Users, choose_method
+from fastsocks.bind import Binder
 from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, Engine
-from fastsocks.errors import AuthError, ClientGone, ProtocolError, Reply, SocksError
+from fastsocks.errors import (
+    AuthError,
+    ClientGone,
+    DialError,
+    ProtocolError,
+    Reply,
+    SocksError,
+    reply_for,
+)
 from fastsocks.flow import Flow, endpoint
+from fastsocks.ident import Ident
 from fastsocks.proto import foreign, wire
-from fastsocks.proto.machine import Credentials, Machine, Methods
+from fastsocks.proto.machine import Machine, Methods
 from fastsocks.proto.socks4 import Socks4
-from fastsocks.proto.socks5 import NO_AUTH, USER_PASSWORD, Socks5
-from fastsocks.proto.wire import Request
-
-if TYPE_CHECKING:
-    from fastsocks.quiet import QuietLog
+from fastsocks.proto.socks5 import Socks5
+from fastsocks.proto.wire import NO_AUTH, Credentials, Request
+from fastsocks.quiet import QuietLog
 
 MACHINES: dict[int, Callable[[], Machine]] = {4: Socks4, 5: Socks5}
+
+Command = Callable[[Conn, Machine, Request, Flow], Awaitable[None]]
 
 log = logging.getLogger("fastsocks.session")
 
 
-class Session:
-    """What all sessions of a server share. ``run`` is one of them."""
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What a session goes through, shared by all sessions of a server. A command that
+    is not offered has None."""
 
-    def __init__(self, engine: Engine, users: Users, dialer: Dialer, quiet: QuietLog) -> None:
+    users: Users | Custom
+    ident: Ident
+    dialer: Dialer
+    binder: Binder | None = None
+    associations: Associations | None = None
+
+
+class Session:
+    """What all sessions of a server share. ``run`` is one of them. ``login_timeout`` is
+    in seconds, 0 for none."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        stages: Stages,
+        quiet: QuietLog,
+        strict_methods: bool = False,
+        login_timeout: float = 0.0,
+    ) -> None:
+        users = stages.users
         self._engine = engine
         self._users = users
+        self._custom = users if isinstance(users, Custom) else None
         self._login_needed = bool(users)
-        self._dialer = dialer
+        self._strict_methods = strict_methods
+        self._login_timeout = login_timeout or None
+        self._dialer = stages.dialer
+        self._commands: dict[int, Command] = {wire.CONNECT: self._connect}
+        if stages.binder is not None:
+            self._commands[wire.BIND] = functools.partial(self._bind, stages.binder)
+        if stages.associations is not None:
+            self._commands[wire.UDP_ASSOCIATE] = functools.partial(
+                self._associate, stages.associations
+            )
         self._quiet = quiet
+        self._ident = stages.ident if stages.ident else None  # spares a call a session
 
     async def run(self, client: Conn) -> None:
         """Ends when the client is relayed or gone; raises nothing a peer can cause."""
         flow = Flow(client.peer)
         machine: Machine | None = None
         try:
-            first = await client.recv()
+            first = client.recv_now() or await client.recv()
             if first[0] not in MACHINES:
                 self._turn_away(client, first)
                 return
@@ -52,15 +101,12 @@ class Session:
             machine.feed(first)
             request = await self._negotiate(client, machine, flow)
             client.deadline(0)
-            flow.target = endpoint(request.host, request.port)
-            self._decide(request)
-            remote = await self._dialer.dial(client, request.host, request.port, request.is_name)
-            try:
-                await client.send(machine.granted(*remote.sockname))
-            except BaseException:
-                remote.close()
-                raise
-            self._engine.relay(client, remote, flow, machine.leftover())
+            flow.host, flow.port = request.host, request.port
+            command = self._commands.get(request.command)
+            if command is None:
+                name = wire.COMMAND_NAMES[request.command]
+                raise ProtocolError(f"{name} is not offered", Reply.COMMAND_NOT_SUPPORTED)
+            await command(client, machine, request, flow)
             log.debug("%s relayed", flow)
         except SocksError as error:
             self._quiet.info(type(error).__name__, "%s: %s", flow, error.reason)
@@ -73,47 +119,123 @@ class Session:
         finally:
             client.close()
 
-    # -- stages ------------------------------------------------------------
+    # -- who it is ---------------------------------------------------------
 
     async def _negotiate(self, client: Conn, machine: Machine, flow: Flow) -> Request:
         """Methods, credentials and request, in whatever segments they come."""
+        login_needed = self._login_needed
         while not isinstance(event := machine.next_event(), Request):
             if event is None:
-                data = await client.recv()
+                data = client.recv_now() or await client.recv()
                 if not data:
                     raise ClientGone("left during the handshake")
                 machine.feed(data)
-            elif isinstance(event, Methods):
-                await client.send(machine.choose(self._choose_method(event.offered)))
+                continue
+            if isinstance(event, Methods):
+                if NO_AUTH in event.offered and self._custom and await self._admitted(client):
+                    login_needed = False
+                method = choose_method(event.offered, login_needed, self._strict_methods)
+                if method is None:
+                    raise ProtocolError("no acceptable authentication method offered")
+                if self._ident is not None:
+                    await self._identify(self._ident, client, flow, None)
+                answer = machine.choose(method)
             else:
-                self._authenticate(event, flow)
-                await client.send(machine.verdict(True))
-        if self._login_needed and isinstance(machine, Socks4):
-            # Its user id proves nothing.
+                if login_needed:
+                    await self._authenticate(client, event, flow)
+                answer = machine.verdict(True)
+            if not client.send_now(answer):
+                await client.sent()
+        # A user id of SOCKS4 proves nothing.
+        if login_needed and isinstance(machine, Socks4) and not await self._admitted(client):
             raise AuthError("SOCKS4 cannot authenticate, and users are configured")
+        if self._ident is not None and isinstance(machine, Socks4):
+            await self._identify(self._ident, client, flow, event.user)
         return event
 
-    def _choose_method(self, offered: bytes) -> int:
-        """With users configured only user/password will do. Without, "none" wins;
-        a client that offers nothing but user/password may say what it likes, as
-        some can only do that."""
-        acceptable = (USER_PASSWORD,) if self._login_needed else (NO_AUTH, USER_PASSWORD)
-        for method in acceptable:
-            if method in offered:
-                return method
-        raise ProtocolError("no acceptable authentication method offered")
+    async def _admitted(self, client: Conn) -> bool:
+        """Whether the embedding program lets the client in as it is."""
+        if self._custom is None:
+            return False
+        async with asyncio.timeout(self._login_timeout):
+            return await self._custom.admits(client.peer)
 
-    def _authenticate(self, claim: Credentials, flow: Flow) -> None:
-        if not self._login_needed:
-            return
-        if not self._users.verify(claim.user, claim.password):
+    async def _identify(
+        self, ident: Ident, client: Conn, flow: Flow, user_id: bytes | None
+    ) -> None:
+        name = await ident.admit(client, user_id)
+        if name is not None:
+            flow.user = name.strip().decode("utf-8", "replace")
+
+    async def _authenticate(self, client: Conn, claim: Credentials, flow: Flow) -> None:
+        granted = self._users.check_now(client.peer, claim.user, claim.password)
+        if granted is None:
+            async with asyncio.timeout(self._login_timeout):
+                granted = await self._users.verify(client.peer, claim.user, claim.password)
+        if not granted:
             raise AuthError(f"wrong user or password for user {claim.user[:64]!r}")
         flow.user = claim.user.decode("utf-8", "replace")
 
-    def _decide(self, request: Request) -> None:
-        if request.command != wire.CONNECT:
-            name = wire.COMMAND_NAMES[request.command]
-            raise ProtocolError(f"{name} is not offered", Reply.COMMAND_NOT_SUPPORTED)
+    # -- what it asks for --------------------------------------------------
+
+    async def _connect(self, client: Conn, machine: Machine, request: Request, flow: Flow) -> None:
+        try:
+            remote = await self._dialer.dial(
+                client, flow.client[0], request.host, request.port, request.is_name
+            )
+        except OSError as error:
+            raise refused("connect", error) from None
+        try:
+            if not client.send_now(machine.granted(*remote.sockname)):
+                await client.sent()
+        except BaseException:
+            remote.close()
+            raise
+        self._engine.relay(client, remote, flow, machine.leftover())
+
+    async def _bind(
+        self, binder: Binder, client: Conn, machine: Machine, request: Request, flow: Flow
+    ) -> None:
+        """Two replies: where the peer has to connect to, and who has connected."""
+        try:
+            waiting = await binder.listen(client, request.host, request.port, request.is_name)
+        except OSError as error:
+            raise refused("listen", error) from None
+        try:
+            await client.send(machine.granted(*waiting.sockname))
+            remote, early = await waiting.accept(client)
+        finally:
+            waiting.close()
+        try:
+            flow.host, flow.port = remote.peer
+            await client.send(machine.granted(*remote.peer))
+        except BaseException:
+            remote.close()
+            raise
+        self._engine.relay(client, remote, flow, machine.leftover() + early)
+
+    async def _associate(
+        self,
+        associations: Associations,
+        client: Conn,
+        machine: Machine,
+        request: Request,
+        flow: Flow,
+    ) -> None:
+        """From then on what comes on this connection means nothing but its end."""
+        flow.host, flow.port = "datagrams", 0
+        try:
+            datagrams = associations.open(client, flow.client[0])
+        except OSError as error:
+            raise refused("UDP", error) from None
+        try:
+            await client.send(machine.granted(*datagrams.announced))
+            flow.on_end = datagrams.end
+            self._engine.associate(client, datagrams.association, flow)
+        except BaseException:
+            datagrams.association.close()
+            datagrams.end()
+            raise
 
     def _turn_away(self, client: Conn, first: bytes) -> None:
         what, answer = foreign.describe(first)
@@ -121,3 +243,8 @@ class Session:
         self._quiet.info(what, "%s: %s on the SOCKS port (first octet 0x%02x)", who, what, first[0])
         if answer:
             client.refuse(answer)
+
+
+def refused(what: str, error: OSError) -> DialError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return DialError(f"{what}: {reason}", reply_for(error))

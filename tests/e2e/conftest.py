@@ -35,9 +35,13 @@ PACKAGES = {
     "git": "git",
     "nc": "netcat-openbsd",
     "nginx": "nginx-light",
+    "nsenter": "util-linux",
+    "oidentd": "oidentd",
+    "setpriv": "util-linux",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "unshare": "util-linux",
 }
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from fastsocks.errors import ClientGone
+
+IP_BIND_ADDRESS_NO_PORT = 24  # Linux; the socket module has no name for it
 
 
 @pytest.fixture
@@ -217,20 +221,128 @@ async def test_cancelling_a_dial_leaves_nothing(make_engine, until, black_hole):
     dialling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await dialling
+    assert rig.descriptors() == before
     conn.close()  # what a session does when it is cancelled
     await until(lambda: rig.descriptors() == before - 1, "both descriptors closed")
 
 
-async def test_the_source_address(make_engine):
+async def test_several_dials_for_one_client(make_engine, until, black_hole, refusing):
+    """Each has its own end, and none of them is the end of another."""
+    rig = make_engine()
+    client, conn = rig.connected()
+    listener = rig.listener()
+    before = rig.descriptors()
+    cancelled, patient, late, refused, standing = (
+        asyncio.ensure_future(rig.engine.dial(conn, address, None, seconds))
+        for address, seconds in (
+            (black_hole, 20),
+            (black_hole, 20),
+            (black_hole, 0.2),
+            (refusing, 20),
+            (listener.getsockname(), 20),
+        )
+    )
+    remote = await standing
+    rig.hold(listener.accept()[0])
+    with pytest.raises(ConnectionRefusedError):
+        await refused
+    assert not patient.done()
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    await until(lambda: rig.descriptors() == before + 4, "its socket is closed")
+    with pytest.raises(TimeoutError):
+        await late
+    assert not patient.done()
+    await client.send(b"still here")
+    assert await conn.recv() == b"still here"
+    patient.cancel()
+    await asyncio.wait([patient])
+    await conn.send(b"and so are we")
+    assert await client.read(13) == b"and so are we"
+    remote.close()
+    conn.close()
+    await rig.at_rest()
+
+
+@pytest.mark.parametrize("dropped", range(4))
+async def test_dials_end_in_any_order(make_engine, until, black_hole, dropped):
+    rig = make_engine()
+    client, conn = rig.connected()
+    before = rig.descriptors()
+    dials = [asyncio.ensure_future(rig.engine.dial(conn, black_hole, None, 20)) for _ in range(4)]
+    await until(lambda: rig.descriptors() == before + 4, "all are under way")
+    first = dials.pop(dropped)
+    first.cancel()
+    await asyncio.wait([first])
+    await until(lambda: rig.descriptors() == before + 3, "its socket is closed, and no other")
+    client.reset()
+    for one in dials:
+        with pytest.raises(ClientGone):
+            await asyncio.wait_for(one, 5)
+    conn.close()
+    assert rig.descriptors() == before - 2
+    await rig.at_rest()
+
+
+async def test_who_takes_the_first_end_may_give_up_the_others(make_engine, until, black_hole):
+    """In the very turn in which all of them end."""
+    rig = make_engine()
+    client, conn = rig.connected()
+    before = rig.descriptors()
+
+    async def race() -> None:
+        dials = [
+            asyncio.ensure_future(rig.engine.dial(conn, black_hole, None, 20)) for _ in range(5)
+        ]
+        try:
+            ended, _ = await asyncio.wait(dials, return_when=asyncio.FIRST_COMPLETED)
+            for one in ended:
+                one.result()
+        finally:
+            for one in dials:
+                if one.done():
+                    one.exception()
+                one.cancel()
+            conn.close()
+
+    racing = asyncio.ensure_future(race())
+    await until(lambda: rig.descriptors() == before + 5, "all are under way")
+    client.reset()
+    with pytest.raises(ClientGone):
+        await asyncio.wait_for(racing, 5)
+    await until(lambda: rig.descriptors() == before - 2, "all are closed")
+
+
+async def test_cancelling_what_is_over_changes_nothing(make_engine):
     rig = make_engine()
     _client, conn = rig.connected()
     listener = rig.listener()
-    remote = await rig.engine.dial(conn, listener.getsockname(), "127.0.0.2", 10)
-    accepted, peer = listener.accept()
-    rig.hold(accepted)
-    assert peer[0] == "127.0.0.2"
-    assert remote.sockname == peer
+    dialling = asyncio.ensure_future(rig.engine.dial(conn, listener.getsockname(), None, 10))
+    remote = await dialling
+    rig.hold(listener.accept()[0])
+    assert not dialling.cancel()
+    await remote.send(b"open")
     remote.close()
+    conn.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_source_address_uses_up_no_port(make_engine, host):
+    """The kernel chooses the port at connect(), when it knows the remote: reserved by
+    bind(), it would be taken for every remote, and there are 28,000."""
+    rig = make_engine()
+    _client, conn = rig.connected()
+    listener = rig.listener(host)
+    remote = await rig.engine.dial(conn, listener.getsockname()[:2], host, 10)
+    ours = []
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_socket():
+            with socket.socket(fileno=os.dup(int(link.name))) as same:
+                if same.getsockname()[:2] == remote.sockname:
+                    ours.append(same.getsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT))
+    assert ours == [1]
+    remote.close()
+    conn.close()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastsocks.errors import ProtocolError, Reply
 from fastsocks.proto.socks4 import Socks4
 from fastsocks.proto.socks5 import Socks5
-from fastsocks.proto.wire import parse_name
+from fastsocks.proto.wire import UDP_ASSOCIATE, Request, parse_name
 
 LABEL_63 = b"a" * 63
 NAME_253 = b".".join([LABEL_63, LABEL_63, LABEL_63, b"d" * 61])
@@ -200,3 +200,21 @@ def test_any_octets_are_a_host_or_a_protocol_error(raw):
     except ProtocolError:
         return
     assert parse_name(host.encode()) == (host, is_name), "a host once read must read the same"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"0", b"", b"127.1", b"evil\0.example", b"x" * 255, b"example.com", b"\xff"], ids=repr
+)
+def test_the_host_of_udp_associate_is_not_judged(drive, requested, raw):
+    """Where a client says that it will send from; nothing is done with it, and PySocks
+    has a "0" there, as a name."""
+    stream = b"\x05\x01\x00\x05\x03\x00\x03" + bytes((len(raw),)) + raw + b"\x04\xd2"
+    for cut in range(len(stream)):
+        trace = drive(Socks5(), [stream[:cut], stream[cut:]] if cut else [stream])
+        assert requested(trace) == Request(UDP_ASSOCIATE, "", 1234, False)
+
+
+@pytest.mark.parametrize("command", [1, 2])
+def test_the_host_of_other_commands_is(drive, command):
+    machine, stream = through_socks5(b"0")
+    assert drive(machine, [stream[:4] + bytes((command,)) + stream[5:]]).error is not None

@@ -160,3 +160,17 @@ def test_socks5_refuses_the_message_that_is_due(steps, reply):
             decision, value = step
             getattr(machine, decision)(value)
     assert machine.refusal(Reply.GENERAL_FAILURE) == reply
+
+
+@pytest.mark.parametrize("request_type", ["ipv4", "ipv6", "name"])
+@pytest.mark.parametrize(
+    ("host", "reply"),
+    [
+        ("192.0.2.9", b"\x05\0\0\x01\xc0\x00\x02\x09\x12\x34"),
+        ("2001:db8::9", b"\x05\0\0\x04\x20\x01\x0d\xb8" + bytes(11) + b"\x09\x12\x34"),
+    ],
+)
+def test_socks5_udp_associate_is_granted_in_the_family_of_its_address(request_type, host, reply):
+    request = bytearray(REQUESTS[request_type])
+    request[1] = 3
+    assert socks5_after(bytes(request)).granted(host, 0x1234) == reply

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import os
 import socket
 import struct
@@ -69,6 +71,20 @@ def say() -> SimpleNamespace:
         failed=failed,
         failed4=b"\x00\x5b\x00\x00\x00\x00\x00\x00",
     )
+
+
+def hashed(secret: bytes, ln: int = 4) -> str:
+    """A hash that takes no time to check, for tests that are not about its cost."""
+    salt = os.urandom(8)
+    digest = hashlib.scrypt(secret, salt=salt, n=1 << ln, r=1, p=1, dklen=32)
+    texts = (base64.b64encode(one).decode().rstrip("=") for one in (salt, digest))
+    return "$".join(("", "scrypt", f"ln={ln},r=1,p=1", *texts))
+
+
+@pytest.fixture(scope="session", name="hashed")
+def hashed_fixture() -> Callable[..., str]:
+    """``hashed(b"password")``: its scrypt string."""
+    return hashed
 
 
 # -- clients ---------------------------------------------------------------------
@@ -154,10 +170,12 @@ async def dial() -> AsyncIterator[Callable[..., Awaitable[Client]]]:
     """``await dial(server)``: a connected client, closed at the end of the test."""
     clients: list[Client] = []
 
-    async def connect(target: Any, which: int = 0) -> Client:
+    async def connect(target: Any, which: int = 0, source: str = "") -> Client:
         host, port = target.addresses[which] if hasattr(target, "addresses") else target
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         sock.setblocking(False)
+        if source:
+            sock.bind((source, 0))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             async with asyncio.timeout(PATIENCE):

@@ -84,6 +84,10 @@ def test_a_config_does_not_change():
         ({"users": {"u" * 256: "p"}}, "user"),
         ({"users": {"me": "\udcff"}}, "password"),
         ({"listen": ["0.0.0.0:1080"]}, "open"),
+        ({"users_file": ""}, "users_file"),
+        ({"authenticator": "me"}, "authenticator"),
+        ({"authenticator": print, "users": {"me": "pw"}}, "authenticator"),
+        ({"authenticator": print, "users_file": "users"}, "authenticator"),
         ({"handshake_timeout": float("nan")}, "handshake_timeout nan"),
         ({"idle_timeout": float("inf")}, "idle_timeout inf"),
         ({"grace": -0.1}, "grace -0.1"),
@@ -101,7 +105,16 @@ def test_loopback_needs_no_user(listen):
     assert not Config(listen=listen).open
 
 
-@pytest.mark.parametrize("more", [{"open": True}, {"users": {"me": "pw"}}], ids=["open", "users"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"open": True},
+        {"users": {"me": "pw"}},
+        {"users_file": "users"},
+        {"authenticator": print},
+    ],
+    ids=lambda more: next(iter(more)),
+)
 def test_beyond_loopback_with_a_reason(more):
     assert Config(listen=["0.0.0.0:1080", "[::]:1080"], **more).listeners[1] == ("::", 1080)
 

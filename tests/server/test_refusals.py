@@ -27,8 +27,6 @@ async def refusal(client, stream: bytes) -> bytes:
         (b"\x05\x01\x00\x02\x7f\x00\x00\x01\x00\x50", 8),
         (b"\x05\x01\x00\xff\x7f\x00\x00\x01\x00\x50", 8),
         (b"\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50", 7),
-        (b"\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00", 7),
-        (b"\x05\x03\x00\x04" + bytes(18), 7),
         (b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50", 7),
         (b"\x05\x04\x00\x01\x7f\x00\x00\x01\x00\x50", 7),
         (b"\x05\xf0\x00\x03\x0bexample.com\x00\x00", 7),  # a Tor client that asks for a name
@@ -38,9 +36,13 @@ async def refusal(client, stream: bytes) -> bytes:
         (b"\x05\x01\x00\x03\x0cevil\0.exampl\x00\x50", 1),
         (b"\x05\x01\x00\x03\x09not legal\x00\x50", 1),
         (b"\x04\x01\x00\x01\x7f\x00\x00\x01\x00\x50", 1),
-        # Routes that no machine has: nothing of this leaves it.
-        (b"\x05\x01\x00\x01\xff\xff\xff\xff\x00\x50", 3),
-        (b"\x05\x01\x00\x01\xe0\x00\x00\x01\x00\x50", 3),
+        # Nobody's address: broadcast, multicast, and what Linux takes for loopback.
+        (b"\x05\x01\x00\x01\xff\xff\xff\xff\x00\x50", 2),
+        (b"\x05\x01\x00\x01\xe0\x00\x00\x01\x00\x50", 2),
+        (b"\x05\x01\x00\x01\x00\x00\x00\x00\x00\x50", 2),
+        (b"\x05\x01\x00\x03\x07" + b"0.0.0.0" + b"\x00\x50", 2),
+        (b"\x05\x01\x00\x04" + bytes(16) + b"\x00\x50", 2),
+        (b"\x05\x01\x00\x04" + bytes(10) + b"\xff\xff" + bytes(4) + b"\x00\x50", 2),
     ],
     ids=octets,
 )
@@ -49,6 +51,15 @@ async def test_code(server, dial, say, books, request_, code):
     client = await dial(server)
     assert await refusal(client, say.no_login + request_) == say.failed(code)
     assert client.data_segments() == 2
+    client.close()
+    await ledger.balance()
+
+
+async def test_udp_that_is_not_offered(serve, dial, say, books):
+    server = await serve(udp=False)
+    ledger = books(server)
+    client = await dial(server)
+    assert await refusal(client, say.no_login + b"\x05\x03\x00\x01" + bytes(6)) == say.failed(7)
     client.close()
     await ledger.balance()
 

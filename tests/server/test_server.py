@@ -236,10 +236,10 @@ async def test_exception_ends_its_session_only(
     caplog.set_level("DEBUG", "fastsocks")
     real = dialing.Dialer.dial
 
-    async def fail_for_one(self, client, host, port, is_name):
+    async def fail_for_one(self, client, client_host, host, port, is_name):
         if host == "broken.example":
             raise error
-        return await real(self, client, host, port, is_name)
+        return await real(self, client, client_host, host, port, is_name)
 
     monkeypatch.setattr(dialing.Dialer, "dial", fail_for_one)
     standing = await dial(server)

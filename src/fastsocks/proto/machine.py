@@ -20,24 +20,14 @@ import abc
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastsocks.errors import Reply
-from fastsocks.proto.wire import Request
+from fastsocks.errors import IdentReply, Reply
+from fastsocks.proto.wire import Credentials, Request
 
 
 class Methods(NamedTuple):
     """SOCKS5: the authentication methods offered, as they were sent."""
 
     offered: bytes
-
-
-class Credentials(NamedTuple):
-    """RFC 1929: what the client claims. Never logged, never in an exception."""
-
-    user: bytes
-    password: bytes
-
-    def __repr__(self) -> str:
-        return f"Credentials(user={self.user!r}, password=...)"
 
 
 Event = Methods | Credentials | Request
@@ -75,7 +65,7 @@ class Machine(abc.ABC):
         """The reply for success, with the address the remote sees."""
 
     @abc.abstractmethod
-    def refusal(self, reply: Reply) -> bytes:
+    def refusal(self, reply: Reply | IdentReply) -> bytes:
         """The reply for failure, b"" where none is due."""
 
     def _wait(self) -> Event | None:

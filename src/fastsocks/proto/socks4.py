@@ -8,13 +8,17 @@ NAME NUL. The protocol gives its two text fields no length, so they get limits.
 
 from __future__ import annotations
 
-from fastsocks.errors import ProtocolError, Reply
+from fastsocks.errors import IdentReply, ProtocolError, Reply
 from fastsocks.proto import wire
 from fastsocks.proto.machine import Event, Machine
 from fastsocks.proto.wire import Request
 
 VERSION = 4
 GRANTED, REJECTED = 90, 91
+REJECTED_FOR: dict[Reply | IdentReply, int] = {
+    IdentReply.NO_IDENTD: 92,
+    IdentReply.OTHER_USER: 93,
+}
 
 # curl and SOCKS5 stop at 255 as well.
 USER_LIMIT = 255
@@ -38,9 +42,9 @@ class Socks4(Machine):
         packed = wire.packed_ipv4(host) or bytes(4)
         return bytes((0, GRANTED)) + port.to_bytes(2) + packed
 
-    def refusal(self, reply: Reply) -> bytes:
-        """SOCKS4 tells no reasons: every refusal is 91."""
-        return bytes((0, REJECTED)) + bytes(6)
+    def refusal(self, reply: Reply | IdentReply) -> bytes:
+        """SOCKS4 tells no reasons but those of ident: every other refusal is 91."""
+        return bytes((0, REJECTED_FOR.get(reply, REJECTED))) + bytes(6)
 
     def _read_request(self) -> Event | None:
         data = self._data

@@ -13,13 +13,12 @@ lengths are octets of the protocol itself, so no message can exceed 513 octets.
 
 from __future__ import annotations
 
-from fastsocks.errors import ProtocolError, Reply
+from fastsocks.errors import IdentReply, ProtocolError, Reply
 from fastsocks.proto import wire
-from fastsocks.proto.machine import Credentials, Event, Machine, Methods
-from fastsocks.proto.wire import Request
+from fastsocks.proto.machine import Event, Machine, Methods
+from fastsocks.proto.wire import NO_ACCEPTABLE, NO_AUTH, USER_PASSWORD, Credentials, Request
 
 VERSION = 5
-NO_AUTH, GSSAPI, USER_PASSWORD, NO_ACCEPTABLE = 0x00, 0x01, 0x02, 0xFF
 
 AUTH_VERSION = 1
 AUTH_OK, AUTH_FAILED = b"\x01\x00", b"\x01\x01"
@@ -31,11 +30,12 @@ UNSPECIFIED = b"\x01\x00\x00\x00\x00\x00\x00"  # ATYP 1, 0.0.0.0, port 0
 
 
 class Socks5(Machine):
-    __slots__ = ("_atyp", "_stage", "_unasked_login")
+    __slots__ = ("_atyp", "_bnd_is_used", "_stage", "_unasked_login")
 
     def __init__(self) -> None:
         super().__init__(self._read_methods)
         self._atyp = wire.ATYP_IPV4
+        self._bnd_is_used = False
         self._stage = "methods"
         self._unasked_login = False
 
@@ -63,20 +63,23 @@ class Socks5(Machine):
     def granted(self, host: str, port: int) -> bytes:
         """BND in the family of the request: only ATYP 1 and 4 are ever sent, as
         clients that read fixed sizes fail on anything else. Where the family
-        does not match, the address is zero and the port still true."""
-        if self._atyp == wire.ATYP_IPV6:
+        does not match, the address is zero and the port still true. Not so for
+        UDP ASSOCIATE, whose client has to send to that address: in its own family."""
+        is_ipv6 = ":" in host if self._bnd_is_used else self._atyp == wire.ATYP_IPV6
+        if is_ipv6:
             packed = wire.packed_ipv6(host.partition("%")[0]) or bytes(16)
         else:
             packed = wire.packed_ipv4(host) or bytes(4)
         atyp = wire.ATYP_IPV6 if len(packed) == 16 else wire.ATYP_IPV4
         return bytes((VERSION, Reply.SUCCEEDED, 0, atyp)) + packed + port.to_bytes(2)
 
-    def refusal(self, reply: Reply) -> bytes:
+    def refusal(self, reply: Reply | IdentReply) -> bytes:
         """The failure reply of the message that is due."""
+        code = reply if isinstance(reply, Reply) else Reply.NOT_ALLOWED
         return {
             "methods": bytes((VERSION, NO_ACCEPTABLE)),
             "auth": AUTH_FAILED,
-            "request": bytes((VERSION, reply, 0)) + UNSPECIFIED,
+            "request": bytes((VERSION, code, 0)) + UNSPECIFIED,
         }.get(self._stage, b"")
 
     # -- reading -----------------------------------------------------------
@@ -139,10 +142,15 @@ class Socks5(Machine):
         command = data[1]
         if command not in wire.COMMAND_NAMES:
             raise ProtocolError(f"command {command}", Reply.COMMAND_NOT_SUPPORTED)
+        self._bnd_is_used = command == wire.UDP_ASSOCIATE
         raw, port = data[host_start:host_end], int.from_bytes(data[host_end:end])
         if atyp == wire.ATYP_IPV4:
             return Request(command, wire.ipv4_text(raw), port, False)
         if atyp == wire.ATYP_IPV6:
             return Request(command, wire.ipv6_text(raw), port, False)
+        if command == wire.UDP_ASSOCIATE:
+            # Where the client means to send from; nothing is ever done with it, and
+            # PySocks has the name "0" here.
+            return Request(command, "", port, False)
         host, is_name = wire.parse_name(raw)
         return Request(command, host, port, is_name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from typing import NamedTuple
 
 from fastsocks.errors import ProtocolError, Reply
@@ -15,11 +16,17 @@ from fastsocks.errors import ProtocolError, Reply
 CONNECT, BIND, UDP_ASSOCIATE = 1, 2, 3
 COMMAND_NAMES = {CONNECT: "CONNECT", BIND: "BIND", UDP_ASSOCIATE: "UDP ASSOCIATE"}
 
+# The methods of RFC 1928 section 3 that are spoken here, and the refusal of all.
+NO_AUTH, USER_PASSWORD, NO_ACCEPTABLE = 0x00, 0x02, 0xFF
+
 ATYP_IPV4, ATYP_NAME, ATYP_IPV6 = 1, 3, 4
 
 # RFC 1035 2.3.4: a name is at most 255 octets on the wire, which is 253 in text.
 NAME_LIMIT = 253
-LABEL_LIMIT = 63
+LABELS = re.compile(r"[^.]{1,63}(\.[^.]{1,63})*")
+
+# Printable ASCII without the slash, which would make a path of it in a log or a URL.
+NAME_OCTETS = bytes(octet for octet in range(0x21, 0x7F) if octet != 0x2F)
 
 
 class Request(NamedTuple):
@@ -33,6 +40,18 @@ class Request(NamedTuple):
     user: bytes = b""
 
 
+class Credentials(NamedTuple):
+    """RFC 1929: what the client claims. Never logged, never in an exception."""
+
+    user: bytes
+    password: bytes
+
+    def __repr__(self) -> str:
+        return f"Credentials(user={self.user!r}, password=...)"
+
+
+# The same targets are asked for again and again.
+@functools.lru_cache(maxsize=4096)
 def ipv4_text(packed: bytes) -> str:
     return "{}.{}.{}.{}".format(*packed)
 
@@ -67,6 +86,8 @@ def packed_ipv6(host: str) -> bytes | None:
         return None
 
 
+# A name is a pure function of its octets, and browsers ask for the same ones all day.
+@functools.lru_cache(maxsize=1024)
 def parse_name(raw: bytes) -> tuple[str, bool]:
     """The host in a name field: (text, is a name). Browsers put IP literals here.
 
@@ -76,11 +97,9 @@ def parse_name(raw: bytes) -> tuple[str, bool]:
     """
     if not raw or len(raw) > 255:
         raise ProtocolError("empty host name", Reply.GENERAL_FAILURE)
-    if any(octet <= 0x20 or octet >= 0x7F or octet == 0x2F for octet in raw):
+    if raw.translate(None, NAME_OCTETS):
         raise ProtocolError("host name with illegal characters", Reply.GENERAL_FAILURE)
     text = raw.decode("ascii")
-    if packed_ipv4(text) is not None:
-        return text, False
     if ":" in text:
         bracketed = text.startswith("[") and text.endswith("]")
         packed = packed_ipv6(text[1:-1] if bracketed else text)
@@ -88,10 +107,24 @@ def parse_name(raw: bytes) -> tuple[str, bool]:
             raise ProtocolError("malformed IPv6 address in the name field", Reply.GENERAL_FAILURE)
         return ipv6_text(packed), False
     name = text.removesuffix(".").lower()
-    labels = name.split(".")
-    if len(name) > NAME_LIMIT or not all(0 < len(label) <= LABEL_LIMIT for label in labels):
+    if len(name) > NAME_LIMIT or LABELS.fullmatch(name) is None:
         raise ProtocolError("host name with an empty or over-long label", Reply.GENERAL_FAILURE)
-    if labels[-1].isdigit() or labels[-1].startswith("0x"):
+    last = name.rpartition(".")[2]
+    if last.isdigit() or last.startswith("0x"):
         # No top-level domain is a number; getaddrinfo would read 127.1 as an address.
+        if packed_ipv4(text) is not None:
+            return text, False
         raise ProtocolError("malformed IPv4 address in the name field", Reply.GENERAL_FAILURE)
     return name, True
+
+
+def host_of(atyp: int, raw: bytes) -> tuple[str, bool]:
+    """The host in a datagram's header, (text, is a name); ``raw`` is a name without its
+    length octet. Raises ProtocolError as ``parse_name`` does, and for any other ATYP."""
+    if atyp == ATYP_IPV4:
+        return ipv4_text(raw), False
+    if atyp == ATYP_IPV6:
+        return ipv6_text(raw), False
+    if atyp == ATYP_NAME:
+        return parse_name(raw)
+    raise ProtocolError(f"address type {atyp}", Reply.ADDRESS_NOT_SUPPORTED)

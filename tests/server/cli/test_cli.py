@@ -8,14 +8,14 @@ import subprocess
 
 import pytest
 
-from fastsocks import __version__
+from fastsocks import __version__, cli
 
 SECRET = "s3cret-w0rd"
 FLAGS = [
     *("--listen", "-i", "-p", "-u", "-P", "-b", "-q", "--open", "--password-file", "--version"),
     *("--engine", "--relay", "--relay-threads", "--pipe-size", "--max-pipes", "--max-sessions"),
     *("--handshake-timeout", "--connect-timeout", "--idle-timeout", "--half-closed-timeout"),
-    *("--grace", "--log-level"),
+    *("--grace", "--log-level", "--ident", "--ident-timeout", "--jsocks"),
 ]
 
 
@@ -190,3 +190,32 @@ def test_without_uvloop(start, origin, engine_name, tmp_path, echoes, environmen
     assert "loop asyncio" in proxy.ready
     assert echoes(proxy, origin)
     proxy.stop()
+
+
+def test_jsocks_file_and_flags_that_count_more(start, origin, echoes, tmp_path):
+    file = tmp_path / "socks.properties"
+    file.write_text("port = 1\nhost = 192.0.2.1\nrange = 127.0.0.\nlog = -\niddleTimeout = 7000\n")
+    proxy = start("--jsocks", str(file))  # with the --listen of all tests
+    assert echoes(proxy, origin)
+    assert f"{file}:4: log has no counterpart" in proxy.log()
+    assert "--allow all" in proxy.log()
+    proxy.stop()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [((), (7, 180)), (("--idle-timeout", "300"), (300, 180))]
+)
+def test_jsocks_settings(tmp_path, monkeypatch, flags, expected):
+    """A flag counts more even where it says what is the default anyway."""
+    file = tmp_path / "socks.properties"
+    file.write_text("host = 127.0.0.1\nrange = 10.\niddleTimeout = 7000 # ms\n")
+    taken = []
+
+    async def serve(config, loop_name):
+        taken.append(config)
+
+    monkeypatch.setattr(cli, "serve", serve)
+    assert cli.main(["--ident", "11.", *flags, "--jsocks", str(file)]) == 0
+    assert (taken[0].idle_timeout, taken[0].udp_timeout) == expected
+    assert taken[0].listen == ["127.0.0.1:1080"]
+    assert taken[0].ident == ["11.", "10."]

@@ -124,6 +124,9 @@ def rows(flag: str, *values: str) -> list[pytest.param]:
             for flag in SECONDS
             for row in rows(flag, "", "-1", "-0.1", "soon", "10s", "nan", "inf", "-inf", "1e999")
         ],
+        *rows("--ident", "", "=", "10.1", "10.=", "fe80::1%lo", "10.0.0.9:10.0.0.1", "a b c"),
+        *rows("--ident-timeout", "0", "-1", "soon", "nan"),
+        *rows("--jsocks", "", "/nowhere/at/all", "/"),
         *rows("--log-level", "", "loud", "INFO", "10"),
         *rows("-b", "", "nowhere", "300.1.1.1", "127.1", "127.0.0.1:80", "[::1]"),
     ],

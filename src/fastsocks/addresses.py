@@ -1,0 +1,302 @@
+"""Which addresses a client may reach: the one place where an address is judged.
+
+The table is ours, from the registries named below, because the properties of
+Python's ``ipaddress`` answer another question and differ between its versions. What
+is judged is a numeric address, never a name; addresses that carry an IPv4 address
+inside are judged by both, as a translator or tunnel on the way would deliver them.
+
+    a client on loopback    reaches every unicast address: it could without us
+    any other client        reaches none in the table, unless the operator allows it
+    nobody                  reaches a group, 0.0.0.0, :: or our own listeners by TCP
+
+It must not know SOCKS, names, or how a connection is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import ipaddress
+import socket
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastsocks.errors import RuleDenied
+
+# IANA IPv4 and IPv6 Special-Purpose Address Registries as of this date, and with them
+# multicast, what RFC 4291 2.4 leaves unassigned, and what has been deprecated.
+TABLE_VERSION = "2025-10-09"
+
+
+class Use(enum.Enum):
+    """What an address in a range is good for."""
+
+    SPECIAL = "for those the operator allows, and for clients on loopback"
+    GROUP = "not one host: no TCP at all, UDP for those the operator allows"
+    NEVER = "no destination, though Linux takes it for loopback"
+    ALIAS = "another spelling of the IPv4 address inside, which alone decides"
+
+
+class Range(NamedTuple):
+    """One row. ``inside`` tells where IPv4 addresses stand in it: the index of the
+    first octet, and the octet that each of the four has been XORed with."""
+
+    network: str
+    name: str
+    source: str
+    use: Use = Use.SPECIAL
+    inside: tuple[tuple[int, int], ...] = ()
+
+
+TABLE = (
+    Range("0.0.0.0/32", "unspecified", "RFC 1122 3.2.1.3", Use.NEVER),
+    Range("0.0.0.0/8", "this-network", "RFC 791 3.2"),
+    Range("10.0.0.0/8", "private", "RFC 1918"),
+    Range("100.64.0.0/10", "shared", "RFC 6598"),
+    Range("127.0.0.0/8", "loopback", "RFC 1122 3.2.1.3"),
+    Range("169.254.0.0/16", "link-local", "RFC 3927"),
+    Range("172.16.0.0/12", "private", "RFC 1918"),
+    Range("192.0.0.0/24", "ietf-protocol", "RFC 6890 2.1"),
+    Range("192.0.0.0/29", "ds-lite", "RFC 7335"),
+    Range("192.0.0.8/32", "dummy", "RFC 7600"),
+    Range("192.0.0.9/32", "pcp-anycast", "RFC 7723"),
+    Range("192.0.0.10/32", "turn-anycast", "RFC 8155"),
+    Range("192.0.0.170/32", "nat64-discovery", "RFC 8880"),
+    Range("192.0.0.171/32", "nat64-discovery", "RFC 8880"),
+    Range("192.0.2.0/24", "documentation", "RFC 5737"),
+    Range("192.31.196.0/24", "as112", "RFC 7535"),
+    Range("192.52.193.0/24", "amt", "RFC 7450"),
+    Range("192.88.99.0/24", "6to4-relay", "RFC 7526"),
+    Range("192.168.0.0/16", "private", "RFC 1918"),
+    Range("192.175.48.0/24", "as112", "RFC 7534"),
+    Range("198.18.0.0/15", "benchmarking", "RFC 2544"),
+    Range("198.51.100.0/24", "documentation", "RFC 5737"),
+    Range("203.0.113.0/24", "documentation", "RFC 5737"),
+    Range("224.0.0.0/4", "multicast", "RFC 1112", Use.GROUP),
+    Range("240.0.0.0/4", "reserved", "RFC 1112 4"),
+    Range("255.255.255.255/32", "broadcast", "RFC 919 7", Use.GROUP),
+    # Only 2000::/3 has ever been assigned to hosts; a mesh may well sit in the rest.
+    Range("::/3", "reserved", "RFC 4291 2.4"),
+    Range("4000::/2", "reserved", "RFC 4291 2.4"),
+    Range("8000::/1", "reserved", "RFC 4291 2.4"),
+    Range("::/96", "ipv4-compatible", "RFC 4291 2.5.5.1", inside=((12, 0),)),
+    Range("::/128", "unspecified", "RFC 4291 2.5.2", Use.NEVER),
+    Range("::1/128", "loopback", "RFC 4291 2.5.3"),
+    Range("::ffff:0:0/96", "ipv4-mapped", "RFC 4291 2.5.5.2", Use.ALIAS, ((12, 0),)),
+    Range("::ffff:0:0:0/96", "ipv4-translated", "RFC 2765 2.1", inside=((12, 0),)),
+    # A host without IPv4 reaches all of it through here, so the prefix itself is no bar.
+    Range("64:ff9b::/96", "nat64", "RFC 6052", Use.ALIAS, ((12, 0),)),
+    # How long the operator's own prefix is only he knows; read as the usual /96.
+    Range("64:ff9b:1::/48", "nat64-local", "RFC 8215", inside=((12, 0),)),
+    Range("100::/64", "discard", "RFC 6666"),
+    Range("100:0:0:1::/64", "dummy", "RFC 9780"),
+    Range("2001::/23", "ietf-protocol", "RFC 2928"),
+    Range("2001::/32", "teredo", "RFC 4380", inside=((4, 0), (12, 0xFF))),
+    Range("2001:1::1/128", "pcp-anycast", "RFC 7723"),
+    Range("2001:1::2/128", "turn-anycast", "RFC 8155"),
+    Range("2001:1::3/128", "dns-sd-anycast", "RFC 9665"),
+    Range("2001:2::/48", "benchmarking", "RFC 5180"),
+    Range("2001:3::/32", "amt", "RFC 7450"),
+    Range("2001:4:112::/48", "as112", "RFC 7535"),
+    Range("2001:10::/28", "orchid", "RFC 4843"),
+    Range("2001:20::/28", "orchid", "RFC 7343"),
+    Range("2001:30::/28", "drone-id", "RFC 9374"),
+    Range("2001:db8::/32", "documentation", "RFC 3849"),
+    Range("2002::/16", "6to4", "RFC 7526", inside=((2, 0),)),
+    Range("2620:4f:8000::/48", "as112", "RFC 7534"),
+    Range("3fff::/20", "documentation", "RFC 9637"),
+    Range("5f00::/16", "srv6", "RFC 9602"),
+    Range("fc00::/7", "unique-local", "RFC 4193"),
+    Range("fe80::/10", "link-local", "RFC 4291 2.5.6"),
+    Range("fec0::/10", "site-local", "RFC 3879"),
+    Range("ff00::/8", "multicast", "RFC 4291 2.7", Use.GROUP),
+)
+
+# ISATAP is told by the interface identifier, whatever the prefix (RFC 5214 6.1).
+ISATAP = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
+
+MAPPED = bytes(10) + b"\xff\xff"
+LOOPBACK = bytes(15) + b"\x01"
+FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
+
+EVERY_RANGE = "all"
+NAMES = sorted({row.name for row in TABLE if row.use in (Use.SPECIAL, Use.GROUP)})
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Reading(NamedTuple):
+    """What an address is: ``spellings`` are its octets and those of the IPv4 addresses
+    inside, ``ranges`` the rows that they are in, each with the octets in question."""
+
+    spellings: tuple[bytes, ...]
+    ranges: tuple[tuple[Range, bytes], ...]
+
+
+class Judge:
+    """``allowed`` are the special-purpose ranges that clients elsewhere than on
+    loopback may reach: CIDRs, names of ranges, or "all". ``listeners`` are the
+    addresses and ports that we serve ourselves. Raises ValueError for an entry that
+    is neither CIDR nor name, saying what would be right."""
+
+    def __init__(self, allowed: Sequence[str], listeners: Sequence[tuple[str, int]]) -> None:
+        self._names: set[str] = set()
+        self._networks: list[tuple[int, int, int]] = []  # (octets, mask, base)
+        for entry in allowed:
+            self._allow(entry)
+        self._ports = frozenset(port for _, port in listeners)
+        self._own: set[tuple[bytes, int]] = set()
+        self._everywhere: set[tuple[int, int]] = set()  # (octets of the family, port)
+        for host, port in listeners:
+            for packed in read(host).spellings:
+                if any(packed):
+                    self._own.add((packed, port))
+                else:
+                    # [::] serves IPv4 clients too.
+                    self._everywhere.update({(4, port), (len(packed), port)})
+
+    def judge(self, client_host: str, host: str, port: int, datagram: bool = False) -> None:
+        """Raises RuleDenied, with the range in its reason, if ``client_host`` may not
+        reach ``host``. Both are IP literals; IPv6 ones may carry a scope."""
+        reading = read(host)
+        if port in self._ports and not datagram:
+            self._refuse_loop(reading, host, port)
+        if not reading.ranges:
+            return
+        local = is_loopback(client_host)
+        for row, packed in reading.ranges:
+            if row.use is Use.GROUP:
+                if datagram and self._allows(row, packed):
+                    continue
+            elif row.use is Use.SPECIAL and (local or self._allows(row, packed)):
+                continue
+            raise RuleDenied(f"{host} is in {row.name} ({row.network}, {row.source})")
+
+    def _allow(self, entry: str) -> None:
+        if entry == EVERY_RANGE:
+            self._names.update(NAMES)
+            return
+        if entry in NAMES:
+            self._names.add(entry)
+            return
+        try:
+            network = ipaddress.ip_network(entry)
+        except ValueError as error:
+            raise ValueError(
+                f"allow {entry}: must be a network such as 10.1.0.0/16 ({error}),"
+                f' "{EVERY_RANGE}", or one of {", ".join(NAMES)}'
+            ) from None
+        self._networks.append(_numbers(network))
+
+    def _allows(self, row: Range, packed: bytes) -> bool:
+        if row.name in self._names:
+            return True
+        number = int.from_bytes(packed)
+        return any(
+            size == len(packed) and number & mask == base for size, mask, base in self._networks
+        )
+
+    def _refuse_loop(self, reading: Reading, host: str, port: int) -> None:
+        """A proxy that connects to itself does so until it is full."""
+        for packed in reading.spellings:
+            if (packed, port) in self._own or (
+                (len(packed), port) in self._everywhere and is_of_this_machine(packed, port)
+            ):
+                raise RuleDenied(f"{host} port {port} is this proxy itself")
+
+
+# Bounded, this one and the next; a stranger who fills them costs others a microsecond.
+@functools.lru_cache(maxsize=4096)
+def is_loopback(host: str) -> bool:
+    """Whether an address is 127.0.0.0/8 or ::1, IPv4-mapped or not."""
+    packed = packed_address(host) or b""
+    return packed[-4] == 127 if _is_ipv4(packed) else packed == LOOPBACK
+
+
+@functools.lru_cache(maxsize=4096)
+def read(host: str) -> Reading:
+    """What an IP literal is. Raises RuleDenied for anything else: what cannot be read
+    cannot be judged."""
+    packed = packed_address(host)
+    if packed is None:
+        raise RuleDenied(f"{host} is no IP address")
+    row = _find(packed)
+    inside = row.inside if row is not None else ()
+    if packed[8:12] in ISATAP:
+        inside += ((12, 0),)
+    if not inside:
+        return Reading((packed,), ((row, packed),) if row is not None else ())
+    spellings = (
+        packed,
+        *(bytes(octet ^ flip for octet in packed[at : at + 4]) for at, flip in inside),
+    )
+    rows = ((_find(octets), octets) for octets in spellings)
+    return Reading(
+        spellings,
+        tuple((row, octets) for row, octets in rows if row and row.use is not Use.ALIAS),
+    )
+
+
+def packed_address(host: str) -> bytes | None:
+    """The octets of an IP literal, without its scope; None for anything else."""
+    try:
+        if ":" not in host:
+            return socket.inet_pton(socket.AF_INET, host)
+        return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except (OSError, ValueError):
+        return None
+
+
+def is_of_this_machine(packed: bytes, port: int) -> bool:
+    """Asks the routing table, since interfaces come and go: to reach an address of its
+    own, the machine sends from that very address. No packet leaves by this."""
+    family = FAMILIES[len(packed)]
+    host = socket.inet_ntop(family, packed)
+    if is_loopback(host):
+        return True
+    places: list[tuple[str, int] | tuple[str, int, int, int]] = [(host, port)]
+    if packed[0] == 0xFE:  # on which link, its octets do not say
+        places = [(host, port, 0, index) for index, _ in socket.if_nameindex()]
+    for place in places:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)
+            if packed_address(probe.getsockname()[0]) == packed:
+                return True
+    return False
+
+
+def _is_ipv4(packed: bytes) -> bool:
+    return len(packed) == 4 or packed[:12] == MAPPED
+
+
+def _numbers(network: Network) -> tuple[int, int, int]:
+    """Octets of the family, mask, base: a test is one AND and one comparison."""
+    return network.max_prefixlen // 8, int(network.netmask), int(network.network_address)
+
+
+def _index() -> dict[tuple[int, int], tuple[tuple[int, int, Range], ...]]:
+    """By octets of the family and first octet: the rows that may apply, narrowest
+    first. Most addresses of the Internet have no entry, and so need no search."""
+    index: dict[tuple[int, int], list[tuple[int, int, Range]]] = {}
+    for row in TABLE:
+        size, mask, base = _numbers(ipaddress.ip_network(row.network))
+        low = base >> (size * 8 - 8)
+        high = (base | ((1 << size * 8) - 1) ^ mask) >> (size * 8 - 8)
+        for first in range(low, high + 1):
+            index.setdefault((size, first), []).append((mask, base, row))
+    return {key: tuple(sorted(rows, key=lambda one: -one[0])) for key, rows in index.items()}
+
+
+INDEX = _index()
+
+
+def _find(packed: bytes) -> Range | None:
+    """The narrowest row that holds an address."""
+    rows = INDEX.get((len(packed), packed[0]))
+    if rows is not None:
+        number = int.from_bytes(packed)
+        for mask, base, row in rows:
+            if number & mask == base:
+                return row
+    return None

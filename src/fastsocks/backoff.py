@@ -1,0 +1,96 @@
+"""How long an address has to wait after failed logins, so that guessing is slow.
+
+From the third failure on the wait doubles, up to five seconds; a minute without a
+failure, or a success, is a clean slate. Each try takes a turn of its own: who opens
+a hundred connections at once gains nothing by it. It must not know passwords, and
+sleeps for nobody: it only says for how long.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import ipaddress
+import math
+import time
+from collections.abc import Callable
+
+FREE_FAILURES = 2
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 5.0
+WINDOW = 60.0
+# Who commands more addresses than this has other ways as well; 1 MB at most.
+ADDRESSES = 4096
+
+
+class _Record:
+    __slots__ = ("failures", "latest", "turn")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.latest = 0.0
+        self.turn = 0.0
+        """when the next try may be made"""
+
+
+class BackOff:
+    """Times are seconds of ``clock``. Addresses of IPv6 count by /64, as that is
+    what one machine has."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._records: collections.OrderedDict[str | bytes, _Record] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def has(self, host: str) -> bool:
+        """Whether the address has failed lately. Nearly free while nobody has."""
+        return bool(self._records) and _network(host) in self._records
+
+    def wait(self, host: str) -> float | None:
+        """Takes a turn and tells in how many seconds it comes; None when that would
+        be too long, and no turn is taken."""
+        record = self._records.get(_network(host)) if self._records else None
+        now = self._clock()
+        if record is None or now - record.latest > WINDOW:
+            return 0.0
+        turn = max(now, record.turn)
+        if turn - now > LONGEST_WAIT:
+            return None
+        record.turn = turn + pause(record.failures)
+        return turn - now
+
+    def failed(self, host: str) -> None:
+        now, network = self._clock(), _network(host)
+        record = self._records.pop(network, None)
+        if record is None or now - record.latest > WINDOW:
+            record = _Record()
+        self._records[network] = record  # the latest to fail are the last to be forgotten
+        record.failures += 1
+        record.latest = now
+        record.turn = max(record.turn, now + pause(record.failures))
+        if len(self._records) > ADDRESSES:
+            self._records.popitem(last=False)
+
+    def succeeded(self, host: str) -> None:
+        if self._records:
+            self._records.pop(_network(host), None)
+
+
+def pause(failures: int) -> float:
+    """Seconds between two tries after so many failures."""
+    if failures <= FREE_FAILURES:
+        return 0.0
+    doublings = min(failures - FREE_FAILURES - 1, 10)
+    return min(LONGEST_WAIT, math.ldexp(FIRST_WAIT, doublings))
+
+
+def _network(host: str) -> str | bytes:
+    return _network_of_ipv6(host) if ":" in host else host
+
+
+# Reading an address takes longer than all the rest of a login that is remembered.
+@functools.lru_cache(maxsize=1024)
+def _network_of_ipv6(host: str) -> bytes:
+    return ipaddress.IPv6Address(host.partition("%")[0]).packed[:8]

@@ -1,0 +1,172 @@
+"""BIND: waits, for a client, for one connection of a peer that it has named.
+
+The classic user is FTP in active mode: the client learns from the first reply where
+its server has to connect to, tells the server, and learns from the second reply that
+it did. Whoever else connects is dropped: without that check a client could offer any
+service on the proxy's address to everyone. It must not know how replies look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Mapping
+
+from fastsocks.addresses import Judge
+from fastsocks.engine import Conn, Engine
+from fastsocks.errors import ClientGone, DialError, Reply, RuleDenied
+from fastsocks.resolve import Resolver, family_of
+
+# What a client may send before its peer is there; beyond, it has to wait.
+EARLY_LIMIT = 64 * 1024
+BACKLOG = 8
+ACCEPT_RETRY = 0.1  # seconds without accepting when the system is out of something
+FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+ANYONE = frozenset({"0.0.0.0", "::"})
+
+
+class Binder:
+    """Listens for sessions. ``anyone`` lets a client name no peer (0.0.0.0 or ::),
+    ``timeout`` is in seconds from listening to the peer's connection, 0 for none,
+    ``sources`` are the addresses to listen on by family, in place of the one from
+    which the peer would be reached."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        resolver: Resolver,
+        judge: Judge,
+        sources: Mapping[str, str],
+        anyone: bool,
+        timeout: float,
+    ) -> None:
+        self._engine = engine
+        self._resolver = resolver
+        self._judge = judge
+        self._sources = dict(sources)
+        self._anyone = anyone
+        self._timeout = timeout
+
+    async def listen(self, client: Conn, host: str, port: int, is_name: bool) -> Waiting:
+        """Raises RuleDenied for a peer the client may not have, DialError for a name
+        without an address, OSError where nothing can listen."""
+        peers: tuple[str, ...] = (host,)
+        if is_name:
+            found = await self._resolver.resolve(host, self._timeout)
+            # The reply to a request by name has room for an IPv4 address only.
+            peers = tuple(sorted(found, key=family_of))
+        if peers[0] in ANYONE:
+            if not self._anyone:
+                raise RuleDenied("BIND without a peer's address (needs --bind-anyone)")
+            address, peers = client.sockname[0], ()
+        else:
+            for peer in peers:
+                self._judge.judge(client.peer[0], peer, port)
+            family = family_of(peers[0])
+            peers = tuple(peer for peer in peers if family_of(peer) == family)
+            address = self._sources.get(family) or address_towards(peers[0])
+        sock = socket.socket(FAMILIES[family_of(address)], socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.bind(socket.getaddrinfo(address, 0, flags=socket.AI_NUMERICHOST)[0][4])
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        return Waiting(self._engine, sock, frozenset(map(without_scope, peers)), self._timeout)
+
+
+class Waiting:
+    """A listening socket for one client; an empty set of ``peers`` means anyone."""
+
+    def __init__(
+        self, engine: Engine, sock: socket.socket, peers: frozenset[str], timeout: float
+    ) -> None:
+        self._engine = engine
+        self._sock = sock
+        self._peers = peers
+        self._timeout = timeout
+        self.sockname: tuple[str, int] = sock.getsockname()[:2]
+
+    async def accept(self, client: Conn) -> tuple[Conn, bytes]:
+        """The peer's connection, and what the client has sent meanwhile.
+
+        Raises ClientGone when the client ends its connection, OSError when it resets
+        it, DialError when nobody comes in time.
+        """
+        loop = asyncio.get_running_loop()
+        arrival: asyncio.Future[socket.socket] = loop.create_future()
+        early = bytearray()
+        self._watch(arrival)
+        leaving = asyncio.ensure_future(keep(client, early))
+        try:
+            await asyncio.wait(
+                (arrival, leaving),
+                timeout=self._timeout or None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if leaving.done():
+                leaving.result()  # raises: it never ends well
+            if not arrival.done():
+                raise DialError(f"nobody connected in {self._timeout:g} s", Reply.HOST_UNREACHABLE)
+            return self._engine.adopt(arrival.result()), bytes(early)
+        except BaseException:
+            if arrival.done() and not arrival.cancelled():
+                arrival.result().close()
+            raise
+        finally:
+            loop.remove_reader(self._sock)
+            arrival.cancel()
+            leaving.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError, ClientGone, TimeoutError):
+                await leaving
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _watch(self, arrival: asyncio.Future[socket.socket]) -> None:
+        if self._sock.fileno() >= 0 and not arrival.done():
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._sock, self._on_connection, arrival)
+
+    def _on_connection(self, arrival: asyncio.Future[socket.socket]) -> None:
+        """Strangers are dropped, and take nothing of the time that is left."""
+        loop = asyncio.get_running_loop()
+        try:
+            peer, address = self._sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # gone again
+            return
+        except OSError:  # out of descriptors: the socket stays readable, so it must rest
+            loop.remove_reader(self._sock)
+            loop.call_later(ACCEPT_RETRY, self._watch, arrival)
+            return
+        if arrival.done() or (self._peers and without_scope(address[0]) not in self._peers):
+            peer.close()
+        else:
+            arrival.set_result(peer)
+
+
+async def keep(client: Conn, early: bytearray) -> None:
+    """Collects what the client sends, until it leaves."""
+    while len(early) < EARLY_LIMIT:
+        data = await client.recv()
+        if not data:
+            raise ClientGone("left before its peer came")
+        early += data
+    # The rest waits in the socket. That the client leaves is then seen at the time limit.
+    await asyncio.Event().wait()
+
+
+def address_towards(host: str) -> str:
+    """Of our addresses the one that a packet to ``host`` would carry; none is sent."""
+    family, _, _, _, address = socket.getaddrinfo(
+        host, 1, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+    )[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
+
+
+def without_scope(host: str) -> str:
+    return host.partition("%")[0].removeprefix("::ffff:")

@@ -1,0 +1,177 @@
+"""May this client come, and does its host's identd (RFC 1413) name an allowed user?
+
+An ordered list of rules; the first whose range contains the client decides. It says
+something about hosts whose administrator one trusts, and nothing about any other.
+It must not know sockets, nor what the client is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastsocks.engine import Conn, Engine
+from fastsocks.errors import IdentError, IdentReply
+from fastsocks.flow import printable
+from fastsocks.hosts import Hosts
+from fastsocks.proto import ident as rfc1413
+from fastsocks.proto.ident import Answer, Outcome
+from fastsocks.ranges import Rule
+
+# A host without identd, or one whose packet filter swallows the question, would cost
+# each of its connections the whole budget.
+KEEP_NO_ANSWER = 10.0  # seconds
+KEEP_LIMIT = 1024  # hosts
+
+# Those that say something about the host, and not about one connection.
+NO_ANSWER = (Outcome.REFUSED, Outcome.TIMEOUT, Outcome.UNREACHABLE)
+
+
+class Verdict(NamedTuple):
+    """``rule`` is the range that decided, as it was written, or "" if none did;
+    ``answer`` what identd said, None if it was not asked."""
+
+    allowed: bool
+    rule: str
+    answer: Answer | None = None
+
+
+class Ident:
+    """``timeout`` in seconds, above 0: for connect and answer together, and again for
+    the look-ups that a rule with names needs."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        rules: Sequence[Rule],
+        timeout: float,
+        hosts: Hosts | None = None,
+        *,
+        port: int = rfc1413.PORT,
+    ) -> None:
+        self._engine = engine
+        self._rules = rules
+        self._timeout = timeout
+        self._hosts = hosts or Hosts()
+        self._port = port
+        self._silent: dict[str, tuple[float, Answer]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def close(self) -> None:
+        self._hosts.close()
+
+    async def admit(self, client: Conn, user_id: bytes | None) -> bytes | None:
+        """The name that identd gave, None if the rule asks for none. ``user_id`` is
+        the one of SOCKS4, which must be the same; None for SOCKS5, which has none.
+
+        Raises IdentError for a client that may not come, ClientGone if it resets its
+        connection while its identd is being connected to.
+        """
+        verdict = await self.verdict(client)
+        answer = verdict.answer
+        if answer is None:
+            if verdict.allowed:
+                return None
+            raise IdentError("ident: in no range of clients that may come")
+        where = f"ident (range {verdict.rule})"
+        if answer.outcome in NO_ANSWER:
+            raise IdentError(f"{where}: {describe(answer)}", IdentReply.NO_IDENTD)
+        if answer.outcome is not Outcome.NAME:
+            raise IdentError(f"{where}: {describe(answer)}")
+        if user_id is not None and not rfc1413.matches(answer.name, (user_id,)):
+            claimed = printable(user_id.decode("utf-8", "replace"))
+            raise IdentError(
+                f'{where}: {describe(answer)}, but the client says "{claimed}"',
+                IdentReply.OTHER_USER,
+            )
+        if not verdict.allowed:
+            raise IdentError(f"{where}: {describe(answer)}, who is not allowed")
+        return answer.name
+
+    async def verdict(self, client: Conn) -> Verdict:
+        """Does not wait where neither a name nor identd has to be asked."""
+        try:
+            rule = await self._find_rule(client.peer[0])
+        except TimeoutError:
+            return Verdict(False, "")
+        if rule is None or rule.names is None:
+            return Verdict(rule is not None, rule.text if rule else "")
+        answer = await self._ask(client)
+        named = answer.outcome is Outcome.NAME and rfc1413.matches(answer.name, rule.names)
+        return Verdict(named, rule.text, answer)
+
+    # -- the rule that decides -----------------------------------------------
+
+    async def _find_rule(self, host: str) -> Rule | None:
+        for number, rule in enumerate(self._rules):
+            contained = rule.ranges.contains_now(host)
+            if contained is None:
+                # A later rule must not decide only because names take their time.
+                async with asyncio.timeout(self._timeout):
+                    return await self._find_by_name(host, self._rules[number:])
+            if contained:
+                return rule
+        return None
+
+    async def _find_by_name(self, host: str, rules: Sequence[Rule]) -> Rule | None:
+        for rule in rules:
+            if await rule.ranges.contains(host, self._hosts):
+                return rule
+        return None
+
+    # -- asking identd -------------------------------------------------------
+
+    async def _ask(self, client: Conn) -> Answer:
+        host = client.peer[0]
+        until, silence = self._silent.get(host, (0.0, None))
+        if silence is not None and time.monotonic() < until:
+            return silence
+        try:
+            answer = await self._exchange(client)
+        except TimeoutError:
+            answer = Answer(Outcome.TIMEOUT)
+        except ConnectionRefusedError:
+            answer = Answer(Outcome.REFUSED)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            answer = Answer(Outcome.UNREACHABLE, detail=reason)
+        if answer.outcome in NO_ANSWER:
+            self._silent.pop(host, None)
+            if len(self._silent) >= KEEP_LIMIT:
+                del self._silent[next(iter(self._silent))]
+            self._silent[host] = time.monotonic() + KEEP_NO_ANSWER, answer
+        return answer
+
+    async def _exchange(self, client: Conn) -> Answer:
+        """From the address that the client connected to: on a host with several, its
+        identd knows of no connection between any others."""
+        (host, client_port), (local_host, local_port) = client.peer, client.sockname
+        until = time.monotonic() + self._timeout
+        identd = await self._engine.dial(client, (host, self._port), local_host, self._timeout)
+        try:
+            identd.deadline(max(until - time.monotonic(), 0.001))
+            await identd.send(rfc1413.query(client_port, local_port))
+            said = b""
+            while not rfc1413.is_complete(said) and (more := await identd.recv()):
+                said += more
+        finally:
+            identd.close()
+        return rfc1413.parse(said, client_port, local_port)
+
+
+def describe(answer: Answer) -> str:
+    """For the log; the peer's own words made harmless."""
+    name = printable(answer.name.decode("utf-8", "replace"))
+    return {
+        Outcome.NAME: f'identd says "{name}"',
+        Outcome.ERROR: f'identd says it is an error, "{printable(answer.detail)}"',
+        Outcome.MALFORMED: f"identd's answer is malformed ({answer.detail})",
+        Outcome.REFUSED: "no identd there: connection refused",
+        Outcome.TIMEOUT: "identd gave no answer in time",
+        Outcome.UNREACHABLE: f"identd cannot be reached: {answer.detail}",
+    }[answer.outcome]

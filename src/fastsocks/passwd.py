@@ -1,0 +1,93 @@
+"""fastsocks passwd FILE USER: adds a user to a users file, changes or removes one.
+
+The password is asked for, or is the first line of standard input where that is no
+terminal. It is never an argument: everyone on the machine may read those.
+
+Exit status: 0 done, 1 the file could not be written, 2 a wrong argument, password or
+file. The file is as it was unless the status is 0.
+"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+import warnings
+from collections.abc import Sequence
+
+from fastsocks import users_file
+from fastsocks.arguments import Parser
+from fastsocks.errors import ConfigError
+from fastsocks.passwords import hash_password
+
+PASSWORD_OCTETS = 255  # RFC 1929
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="fastsocks passwd",
+        description="Adds a user to a users file (--users of fastsocks) or changes his password,"
+        " which is asked for, or read from the first line of standard input. A running fastsocks"
+        " takes the change over by itself.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", help="made if there is none, for its owner only")
+    parser.add_argument("user", metavar="USER", help="1 to 255 octets of UTF-8, without a colon")
+    parser.add_argument("--delete", action="store_true", help="remove the user")
+    options = parser.parse_args(argv)
+    try:
+        users_file.check_name(options.user)
+        print(f"{options.user}: {change(options.file, options.user, options.delete)}")
+        warn_of_the_rest(options.file)
+    except ValueError as error:
+        print(f"fastsocks passwd: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"fastsocks passwd: {options.file}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def change(file: str, user: str, delete: bool) -> str:
+    """What was done. Raises ValueError in words for people, and OSError."""
+    if delete:
+        if not users_file.remove(file, user):
+            raise ValueError(f"{file} has no user {user!r}")
+        return f"removed from {file}"
+    new = users_file.put(file, user, hash_password(ask(user)))
+    return f"added to {file}" if new else f"has a new password in {file}"
+
+
+def ask(user: str) -> bytes:
+    """The new password, from the terminal (twice) or the first line of standard input."""
+    if sys.stdin.isatty():
+        secret = prompt(f"New password for {user}: ")
+        if secret != prompt("The same again: "):
+            raise ValueError("the two passwords differ")
+    else:
+        secret = sys.stdin.buffer.readline(PASSWORD_OCTETS + 3).rstrip(b"\r\n")
+    if not secret:
+        raise ValueError("no password given; must have 1 to 255 octets")
+    if len(secret) > PASSWORD_OCTETS:
+        raise ValueError("the password is too long; must have 1 to 255 octets (RFC 1929)")
+    return secret
+
+
+def prompt(text: str) -> bytes:
+    with warnings.catch_warnings():
+        # It would show what is typed.
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass(text).encode("utf-8", "surrogateescape")
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            raise ValueError("no password given; nothing is changed") from None
+        except getpass.GetPassWarning:
+            raise ValueError("this terminal would show the password; use a pipe") from None
+
+
+def warn_of_the_rest(file: str) -> None:
+    """Other lines are left as they are; one that the server refuses is better known now."""
+    try:
+        users_file.read(file)
+    except ConfigError as error:
+        print(f"fastsocks passwd: done, but the server will refuse {error}", file=sys.stderr)

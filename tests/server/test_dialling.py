@@ -1,0 +1,384 @@
+# From addresses to a connection: families take turns, a dead address costs a quarter of a
+# second, the first that stands wins and the others are closed, and nothing is dialled that
+# was not judged. Sockets are real; what names mean is a table.
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from fastsocks import dial as dialling
+from fastsocks import engine as contract
+from fastsocks.addresses import Judge
+from fastsocks.dial import Dialer, interleaved
+from fastsocks.errors import ClientGone, DialError, Reply, RuleDenied
+
+LOCAL, STRANGER = "127.0.0.1", "198.41.0.4"
+
+
+class Table:
+    """A resolver that answers from a table, and remembers nothing unless told."""
+
+    def __init__(self, **answers: Sequence[str]) -> None:
+        self.answers = {name: tuple(addresses) for name, addresses in answers.items()}
+        self.known: dict[str, tuple[str, ...]] = {}
+        self.asked = 0
+
+    def remembered(self, name: str) -> tuple[str, ...] | None:
+        return self.known.get(name)
+
+    async def resolve(self, name: str, budget: float) -> tuple[str, ...]:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return self.answers[name]
+
+
+class Engine:
+    """The engine under test, and a record of what it was asked to dial."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.dialled: list[str] = []
+
+    def dial(self, client: Any, address: tuple[str, int], source: str | None, timeout: float):
+        self.dialled.append(address[0])
+        return self.real.dial(client, address, source, timeout)
+
+
+class Rig:
+    def __init__(self, engine: Engine, client: Any, far: socket.socket) -> None:
+        self.engine = engine
+        self.client = client
+        self.far = far
+
+    def dialer(self, *answer: str, timeout: float = 10.0, **more: Any) -> Dialer:
+        judge = Judge(more.pop("allowed", ()), ())
+        sources = more.pop("sources", {})
+        return Dialer(self.engine, Table(host=answer), judge, timeout, sources, **more)
+
+    async def dial(self, port: int, *answer: str, who: str = LOCAL, **more: Any) -> Any:
+        return await self.dialer(*answer, **more).dial(self.client, who, "host", port, True)
+
+
+@pytest.fixture
+async def rig(engine_name: str, until: Any):
+    descriptors = len(os.listdir("/proc/self/fd"))
+    tasks = len(asyncio.all_tasks())
+    loop = asyncio.get_running_loop()
+    real = contract.choose(engine_name, loop, contract.Settings(), lambda ended: None)
+    ours, theirs = socket.socketpair()
+    yield Rig(Engine(real), real.adopt(theirs), ours)
+    ours.close()
+    real.close()
+    await until(lambda: len(asyncio.all_tasks()) <= tasks, "all attempts are over")
+    assert len(os.listdir("/proc/self/fd")) <= descriptors, "a loser was left open"
+
+
+@pytest.fixture
+def listening():
+    """listen(host, port): a listener; ``port`` of one that other families share."""
+    with contextlib.ExitStack() as stack:
+
+        def listen(host: str = "127.0.0.1", port: int = 0, backlog: int = 16) -> socket.socket:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            sock = socket.create_server((host, port), family=family, backlog=backlog)
+            return stack.enter_context(sock)
+
+        yield listen
+
+
+@pytest.fixture
+def hole(listening: Callable[..., socket.socket]):
+    """hole(host): the port of a listener that answers no SYN, its queue being full."""
+    with contextlib.ExitStack() as stack:
+
+        def dig(host: str = "127.0.0.1", port: int = 0) -> int:
+            address = listening(host, port, 0).getsockname()
+            for _ in range(4):
+                filler = stack.enter_context(
+                    socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+                )
+                filler.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    filler.connect(address)
+            return address[1]
+
+        yield dig
+
+
+def pending(port: int) -> int:
+    """Connections to a port that wait for an answer to their SYN."""
+    count = 0
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with open(table) as rows:
+            columns = [line.split() for line in rows.readlines()[1:]]
+        count += sum(row[2].endswith(f":{port:04X}") and row[3] == "02" for row in columns)
+    return count
+
+
+# -- order ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "dialled"),
+    [
+        (["::1", "::2", "1.1.1.1", "1.1.1.2"], ["::1", "1.1.1.1", "::2", "1.1.1.2"]),
+        (["1.1.1.1", "::1", "::2", "::3"], ["1.1.1.1", "::1", "::2", "::3"]),
+        (["1.1.1.1", "1.1.1.2"], ["1.1.1.1", "1.1.1.2"]),
+    ],
+)
+def test_families_take_turns(given, dialled):
+    assert interleaved(given) == dialled
+
+
+# -- one address ---------------------------------------------------------------
+
+
+async def test_one_address_makes_no_task(rig, listening):
+    port = listening().getsockname()[1]
+    dialer = rig.dialer()
+    dialer._resolver.known["host"] = ("127.0.0.1",)
+    tasks = len(asyncio.all_tasks())
+    for host, is_name in (("127.0.0.1", False), ("host", True)):
+        begun = dialer.dial(rig.client, LOCAL, host, port, is_name)
+        assert len(asyncio.all_tasks()) == tasks
+        (await begun).close()
+    assert dialer._resolver.asked == 0
+
+
+@pytest.mark.parametrize("is_name", [True, False])
+async def test_its_error_is_that_of_connect(rig, refused_port, is_name):
+    dialer = rig.dialer("127.0.0.1")
+    with pytest.raises(ConnectionRefusedError):
+        host = "host" if is_name else "127.0.0.1"
+        await dialer.dial(rig.client, LOCAL, host, refused_port, is_name)
+
+
+# -- several addresses ---------------------------------------------------------
+
+
+async def test_the_next_one_at_once_when_one_refuses(rig, listening, monkeypatch):
+    monkeypatch.setattr(dialling, "STAGGER", 60.0)  # who waited for it would be found out
+    port = listening("127.0.0.5").getsockname()[1]
+    remote = await rig.dial(port, "127.0.0.6", "::1", "127.0.0.5", "127.0.0.7")
+    assert remote.peer == ("127.0.0.5", port)
+    assert rig.engine.dialled == ["127.0.0.6", "::1", "127.0.0.5"]
+    remote.close()
+
+
+@pytest.mark.parametrize(("dead", "alive"), [("::1", "127.0.0.1"), ("127.0.0.1", "::1")])
+async def test_a_family_that_is_dead_costs_one_stagger(rig, listening, hole, dead, alive, until):
+    port = hole(dead)
+    listening(alive, port)
+    before = pending(port)
+    remote = await rig.dial(port, dead, alive, timeout=60.0)
+    assert remote.peer == (alive, port)
+    await until(lambda: pending(port) == before, "the loser is closed")
+    remote.close()
+
+
+async def test_losers_are_closed_at_once(rig, listening, hole, until):
+    port = hole("127.0.0.1")
+    for host in ("127.0.0.2", "127.0.0.3"):
+        hole(host, port)
+    listening("127.0.0.5", port)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    holes = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    remote = await rig.dial(port, *holes, "127.0.0.5", timeout=60.0)
+    assert rig.engine.dialled == [*holes, "127.0.0.5"]
+    await until(
+        lambda: len(os.listdir("/proc/self/fd")) == descriptors + 1, "only the winner is open"
+    )
+    remote.close()
+
+
+async def test_one_that_answers_late_still_wins(rig, listening, monkeypatch):
+    """While others were begun after it: nobody is given up for being slow."""
+    monkeypatch.setattr(dialling, "STAGGER", 0.01)
+    listener = listening("127.0.0.1", backlog=0)
+    address = listener.getsockname()
+    with socket.create_connection(address):
+        begun = asyncio.ensure_future(rig.dial(address[1], "127.0.0.1", "127.0.0.6"))
+        while len(rig.engine.dialled) < 2:
+            await asyncio.sleep(0.01)
+        listener.accept()[0].close()
+        remote = await asyncio.wait_for(begun, 30)
+    assert remote.peer == address
+    remote.close()
+
+
+async def test_all_dead_is_over_when_the_budget_is(rig, hole):
+    port = hole("127.0.0.1")
+    hole("127.0.0.2", port)
+    with pytest.raises(OSError) as raised:
+        await rig.dial(port, "127.0.0.1", "127.0.0.2", "127.0.0.1", timeout=0.4)
+    assert raised.value.errno == errno.ETIMEDOUT
+
+
+async def test_a_client_that_leaves_ends_all_attempts(rig, hole, until):
+    port = hole("127.0.0.1")
+    hole("127.0.0.2", port)
+    near = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(near.getsockname())
+    rig.client = rig.engine.real.adopt(near.accept()[0])
+    near.close()
+    begun = asyncio.ensure_future(rig.dial(port, "127.0.0.1", "127.0.0.2", timeout=60.0))
+    await until(lambda: len(rig.engine.dialled) == 2, "both are under way")
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.close()
+    with pytest.raises(ClientGone):
+        await asyncio.wait_for(begun, 10)
+    rig.client.close()
+
+
+async def test_a_session_that_is_cancelled_leaves_nothing(rig, hole, until):
+    port = hole("127.0.0.1")
+    hole("127.0.0.2", port)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    begun = asyncio.ensure_future(rig.dial(port, "127.0.0.1", "127.0.0.2", timeout=60.0))
+    await until(lambda: len(rig.engine.dialled) == 2, "both are under way")
+    begun.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await begun
+    await until(lambda: len(os.listdir("/proc/self/fd")) == descriptors, "both are closed")
+
+
+# -- what is told --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ([errno.ENETUNREACH, errno.ECONNREFUSED, errno.ETIMEDOUT], errno.ECONNREFUSED),
+        ([errno.ETIMEDOUT, errno.EPERM], errno.EPERM),
+        ([errno.ENETUNREACH, errno.ETIMEDOUT], errno.ETIMEDOUT),
+        ([errno.EMFILE, errno.EHOSTUNREACH], errno.EHOSTUNREACH),
+        ([errno.ENETUNREACH, errno.EMFILE], errno.EMFILE),
+        ([errno.EAFNOSUPPORT, errno.ENETUNREACH], errno.ENETUNREACH),
+    ],
+)
+async def test_the_most_telling_error(rig, monkeypatch, errors, told):
+    answers = iter(errors)
+
+    async def fail(*_: object) -> None:
+        number = next(answers)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(rig.engine, "dial", fail)
+    with pytest.raises(OSError) as raised:
+        await rig.dial(80, *(f"192.0.2.{number}" for number, _ in enumerate(errors)))
+    assert raised.value.errno == told
+
+
+# -- rules ---------------------------------------------------------------------
+
+
+async def test_an_address_that_is_denied_is_skipped_and_never_dialled(rig, refused_port):
+    with pytest.raises(ConnectionRefusedError):
+        await rig.dial(
+            refused_port,
+            *("10.0.0.1", "::1", "127.0.0.9", "169.254.169.254", "::ffff:10.0.0.1"),
+            who=STRANGER,
+            allowed=["127.0.0.9/32"],
+        )
+    assert rig.engine.dialled == ["127.0.0.9"]
+
+
+async def test_all_denied(rig):
+    with pytest.raises(RuleDenied) as raised:
+        await rig.dial(80, "10.0.0.1", "::1", "127.0.0.1", who=STRANGER)
+    assert raised.value.reply is Reply.NOT_ALLOWED
+    assert rig.engine.dialled == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"])
+async def test_a_literal_is_judged_before_anything_happens(rig, host):
+    with pytest.raises(RuleDenied):
+        await rig.dialer().dial(rig.client, STRANGER, host, 80, False)
+    assert rig.engine.dialled == []
+
+
+async def test_what_a_name_means_a_moment_later_does_not_matter(rig, listening, monkeypatch):
+    """Rebinding: an answer for the judge, and another one for the connection."""
+    victim = listening("127.0.0.1")
+    port = victim.getsockname()[1]
+    dialer = rig.dialer()
+    answers = iter([("192.0.2.1", "127.0.0.9"), ("127.0.0.1",), ("127.0.0.1",)])
+
+    async def changing(name: str, budget: float) -> tuple[str, ...]:
+        return next(answers)
+
+    monkeypatch.setattr(dialer._resolver, "resolve", changing)
+    real = socket.getaddrinfo
+
+    def literals_only(host: str, *rest: Any, **more: Any) -> Any:
+        assert more["flags"] & socket.AI_NUMERICHOST, f"{host} is looked up again"
+        return real(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", literals_only)
+    dialer._judge = Judge(["127.0.0.9"], ())
+    with pytest.raises(OSError):
+        await dialer.dial(rig.client, STRANGER, "host", port, True)
+    assert rig.engine.dialled == ["127.0.0.9"]
+    with pytest.raises(RuleDenied):
+        await dialer.dial(rig.client, STRANGER, "host", port, True)
+    assert rig.engine.dialled == ["127.0.0.9"]
+    victim.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        victim.accept()
+
+
+# -- families and sources --------------------------------------------------------
+
+
+@pytest.mark.parametrize(("prefer", "host"), [("ipv4-only", "::1"), ("ipv6-only", "127.0.0.1")])
+async def test_a_literal_of_a_family_that_is_not_used(rig, prefer, host):
+    with pytest.raises(DialError) as raised:
+        await rig.dialer(prefer=prefer).dial(rig.client, LOCAL, host, 80, False)
+    assert raised.value.reply is Reply.ADDRESS_NOT_SUPPORTED
+    assert rig.engine.dialled == []
+
+
+async def test_each_family_has_its_source(rig, listening):
+    sources = {"ipv4": "127.0.0.3", "ipv6": "::1"}
+    for host, source in (("127.0.0.1", "127.0.0.3"), ("::1", "::1")):
+        port = listening(host).getsockname()[1]
+        remote = await rig.dial(port, host, sources=sources)
+        assert remote.sockname[0] == source
+        remote.close()
+
+
+async def test_a_family_without_a_source_is_not_dialled_where_the_other_has_one(rig, listening):
+    """It would show an address of this machine that nobody chose to show."""
+    port = listening("127.0.0.1").getsockname()[1]
+    remote = await rig.dial(port, "::1", "127.0.0.1", sources={"ipv4": "127.0.0.3"})
+    assert remote.sockname[0] == "127.0.0.3"
+    assert rig.engine.dialled == ["127.0.0.1"]
+    remote.close()
+    with pytest.raises(DialError):
+        await rig.dial(port, "::1", sources={"ipv4": "127.0.0.3"})
+
+
+# -- through the server ----------------------------------------------------------
+
+
+async def test_a_name_with_a_dead_address_through_the_server(
+    serve, dial, names, remote, black_hole, books
+):
+    names.answers["many.example"] = [black_hole.host, "127.0.0.5"]
+    origin = await remote(host="127.0.0.5", port=black_hole.port)
+    async with serve(connect_timeout=60) as server:
+        ledger = books(server)
+        client = await dial(server)
+        assert (await client.connect("many.example", origin.port))[1] == 0
+        assert await client.echoes()
+        assert black_hole.waiting() == 0, "the loser is closed"
+        client.close()
+        await ledger.balance()

@@ -1,0 +1,126 @@
+# jsocks' properties files: the format as Java reads it, the keys as jsocks means them,
+# and refusals where the same words would let in more than they did there.
+
+from __future__ import annotations
+
+import pytest
+
+from fastsocks.config import Config
+from fastsocks.errors import ConfigError
+from fastsocks.jsocks import load, read
+
+
+@pytest.fixture
+def file(tmp_path):
+    """``file("range = .")``: the path of a file with that in it."""
+
+    def write(text):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.properties"
+        path.write_text(text, encoding="latin-1", newline="")
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "properties"),
+    [
+        ("a=b", {"a": "b"}),
+        ("a : b ", {"a": "b "}),
+        ("a b=c", {"a": "b=c"}),
+        ("a", {"a": ""}),
+        ("a==b", {"a": "=b"}),
+        (" \t# no\n! no\r\n\r a = 1\r", {"a": "1"}),
+        ("a = 1 # not a comment", {"a": "1 # not a comment"}),
+        ("a = 1,\\\n    2,\\\r\n\t# 3", {"a": "1,2,# 3"}),
+        ("a = 1\\\\\nb = 2", {"a": "1\\", "b": "2"}),
+        ("a = 1\\", {"a": "1"}),
+        ("a\\=\\:\\ b = \\u00e4\\t\\z", {"a=: b": "\u00e4\tz"}),
+        ("a = \xe4", {"a": "\xe4"}),
+        ("a=1\na=2", {"a": "2"}),
+    ],
+)
+def test_format(file, text, properties):
+    assert {key: prop.value for key, prop in read(file(text)).items()} == properties
+
+
+def test_all_there_is(file):
+    paths = [
+        file(
+            "port = 1081\nhost = 127.0.0.1\niddleTimeout = 600000   # 10 minutes\n"
+            "acceptTimeout=0\nrange = 10.;\\\n  .example.com\nusers = alice;bob\n"
+        ),
+        file("range = ."),
+    ]
+    settings, warnings = load(paths)
+    assert settings == {
+        "listen": ["127.0.0.1:1081"],
+        "idle_timeout": 600,
+        "bind_timeout": 0,
+        "udp_timeout": 180,
+        "ident": ["10.;.example.com=alice;bob", "."],
+        "allow_bind": True,
+    }
+    assert Config(**settings)
+    assert len(warnings) == 1
+    assert "--allow all" in warnings[0]
+
+
+def test_defaults_and_all_interfaces(file):
+    settings, _ = load([file("range = 10.")])
+    assert settings["listen"] == ["0.0.0.0:1080"]
+    assert Config(**settings)  # the range is what keeps it from being open
+
+
+def test_everyone_from_everywhere_has_to_be_meant(file):
+    with pytest.raises(ConfigError, match="--open"):
+        Config(**load([file("range = .")]).settings)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("log = -", "standard error"),
+        ("datagramSize = 8192", "datagramSize"),
+        ("directHosts = 10.", "directHosts"),
+        ("colour = red", ":2: colour"),
+    ],
+)
+def test_warned_of(file, line, said):
+    assert said in load([file(f"range = 10.\n{line}")]).warnings[0]
+
+
+def test_globals_in_a_later_file(file):
+    settings, warnings = load([file("range = 10."), file("port = 9\nrange = 11.")])
+    assert settings["listen"] == ["0.0.0.0:1080"]
+    assert "first file only" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "range is missing"),
+        ("range =", ":1: range"),
+        ("range = 10.1", "four octets"),
+        ("range = 10.=x", "range"),
+        ("range = 10.\nusers = ;", "nobody"),
+        ("range = 10.\nUsers = alice", "is users meant"),
+        ("range = 10.\nuser = alice", "is users meant"),
+        ("range = 10.\nproxy = www-proxy:1080", "upstream"),
+        ("range = 10.\nport = http", "port http"),
+        ("range = 10.\nport = 65536", "65536"),
+        ("range = 10.\nudpTimeout = soon", "udpTimeout soon"),
+        ("range = 10.\nudpTimeout = -1", "-1"),
+        ("range = \\u12", "hexadecimal"),
+    ],
+)
+def test_refused(file, text, said):
+    path = file(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load([path])
+    assert path in str(caught.value)
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load([str(tmp_path / "nowhere")])

@@ -1,0 +1,134 @@
+# Ranges of clients, a test per row of the syntax; and names, which count only for
+# those whose address they map back to.
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from fastsocks.hosts import Hosts
+from fastsocks.ranges import parse, parse_rule
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("192.0.2.7", ["192.0.2.7"], ["192.0.2.8", "::192.0.2.7"]),
+        ("2001:DB8::7", ["2001:db8::7", "2001:db8::7%3"], ["2001:db8::8"]),
+        ("::ffff:192.0.2.7", ["192.0.2.7"], ["192.0.2.6"]),
+        ("192.0.2.0/24", ["192.0.2.0", "192.0.2.255"], ["192.0.3.0", "192.0.1.255"]),
+        ("2001:db8::/32", ["2001:db8:ffff::1"], ["2001:db9::", "32.1.13.184"]),
+        ("10.", ["10.0.0.0", "10.255.255.255"], ["11.0.0.0", "9.255.255.255", "::a00:1"]),
+        ("10.1.", ["10.1.0.0", "10.1.255.255"], ["10.2.0.0", "10.10.0.1"]),
+        ("10.1.2.", ["10.1.2.0", "10.1.2.255"], ["10.1.3.0", "10.1.20.1"]),
+        (".", ["0.0.0.0", "255.255.255.255", "::", "fe80::1%2"], []),
+        ("10.0.0.1:10.0.1.9", ["10.0.0.1", "10.0.0.200", "10.0.1.9"], ["10.0.1.10", "10.0.0.0"]),
+        ("10.0.0.1 10.0.0.9", ["10.0.0.1", "10.0.0.9"], ["10.0.0.10"]),
+        ("10.0.0.1-10.0.0.9", ["10.0.0.5"], ["10.0.0.10"]),
+        ("2001:db8::1 2001:db8::9", ["2001:db8::9"], ["2001:db8::a"]),
+        ("2001:db8::1-2001:db8::9", ["2001:db8::1"], ["2001:db8::"]),
+        (" 10. ; ;192.0.2.1", ["10.1.1.1", "192.0.2.1"], ["192.0.2.2"]),
+    ],
+)
+def test_numeric(text, inside, outside):
+    ranges = parse(text)
+    assert [one for one in inside if ranges.contains_now(one) is not True] == []
+    assert [one for one in outside if ranges.contains_now(one) is not False] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "no range"),
+        (" ; ", "no range"),
+        ("10.1", "four octets"),
+        ("33.44.100:33.44.200", "33.44.100"),
+        ("300.0.0.1", "four octets"),
+        ("300.", "0 to 255"),
+        ("010.", "0 to 255"),
+        ("10.0.0.1/8", "10.0.0.0/8"),
+        ("10.0.0.0/33", "network"),
+        ("10.0.0.9:10.0.0.1", "lower one goes first"),
+        ("10.0.0.9 2001:db8::1", "families"),
+        ("fe80::1%eth0", "scope"),
+        ("a:b:c", "FROM:TO"),
+        ("..", "domain"),
+        (".exa mple.com", "domain"),
+        (".com.1", "domain"),
+        ("under score!", "host name"),
+        ("*.example.com", "host name"),
+        ("[::1]", "brackets"),
+    ],
+)
+def test_what_is_no_range(text, hint):
+    with pytest.raises(ValueError, match=hint):
+        parse(text)
+
+
+class Dns:
+    """Who maps to what, as its owners would have it."""
+
+    def __init__(self):
+        self.names = {"192.0.2.7": "Host.Example.COM.", "192.0.2.66": "host.example.com"}
+        self.addresses = {"host.example.com": ["192.0.2.7"], "b.example.com": ["192.0.2.9"]}
+        self.asked = []
+
+    async def reverse(self, address):
+        self.asked.append(address)
+        return self.names.get(address)
+
+    async def forward(self, name):
+        self.asked.append(name)
+        return self.addresses.get(name.lower().removesuffix("."), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "contained"),
+    [
+        (".example.com", "192.0.2.7", True),
+        (".COM", "192.0.2.7", True),
+        (".ample.com", "192.0.2.7", False),
+        (".example.com", "192.0.2.66", False),  # its owner says so, the name does not
+        (".example.com", "192.0.2.9", False),
+        ("host.example.com", "192.0.2.7", True),
+        ("host.example.com", "192.0.2.66", False),
+        ("host.example.com:b.example.com", "192.0.2.8", True),
+        ("192.0.2.6:b.example.com", "192.0.2.7", False),
+        ("nowhere.example", "192.0.2.7", False),
+    ],
+)
+async def test_names(text, address, contained):
+    dns = Dns()
+    ranges = parse(text)
+    assert ranges.contains_now(address) is None
+    assert await ranges.contains(address, Hosts(dns.reverse, dns.forward)) is contained
+
+
+async def test_asked_once_for_many():
+    dns = Dns()
+    hosts, ranges = Hosts(dns.reverse, dns.forward), parse(".example.com")
+    answers = await asyncio.gather(*[ranges.contains("192.0.2.7", hosts) for _ in range(50)])
+    assert answers == [True] * 50
+    assert await ranges.contains("192.0.2.7", hosts)
+    assert len(dns.asked) == 2
+
+
+async def test_hostile_names():
+    async def fails(_):
+        raise UnicodeError
+
+    assert not await parse(".example.com").contains("192.0.2.1", Hosts(fails, fails))
+
+
+async def test_the_system_is_asked_by_default():
+    assert await parse("localhost").contains("127.0.0.1", Hosts())
+
+
+def test_rules():
+    rule = parse_rule("10.;.example.com=alice;bob=c")
+    assert (rule.text, rule.names) == ("10.;.example.com", {b"alice", b"bob=c"})
+    assert parse_rule("10.").names is None
+    for wrong in ("10.=", "10.= ;", "=alice"):
+        with pytest.raises(ValueError):
+            parse_rule(wrong)
