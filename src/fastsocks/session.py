@@ -202,6 +202,8 @@ class Session:
         except OSError as error:
             raise refused("listen", error) from None
         try:
+            if isinstance(machine, Socks4) and ":" in waiting.sockname[0]:
+                raise DialError("SOCKS4 cannot tell an IPv6 address", Reply.ADDRESS_NOT_SUPPORTED)
             await client.send(machine.granted(*waiting.sockname))
             remote, early = await waiting.accept(client)
         finally:

@@ -162,6 +162,7 @@ def test_socks5_refuses_the_message_that_is_due(steps, reply):
     assert machine.refusal(Reply.GENERAL_FAILURE) == reply
 
 
+@pytest.mark.parametrize("command", [2, 3], ids=["bind", "udp"])
 @pytest.mark.parametrize("request_type", ["ipv4", "ipv6", "name"])
 @pytest.mark.parametrize(
     ("host", "reply"),
@@ -170,7 +171,7 @@ def test_socks5_refuses_the_message_that_is_due(steps, reply):
         ("2001:db8::9", b"\x05\0\0\x04\x20\x01\x0d\xb8" + bytes(11) + b"\x09\x12\x34"),
     ],
 )
-def test_socks5_udp_associate_is_granted_in_the_family_of_its_address(request_type, host, reply):
+def test_socks5_address_to_be_used_is_granted_in_its_own_family(command, request_type, host, reply):
     request = bytearray(REQUESTS[request_type])
-    request[1] = 3
+    request[1] = command
     assert socks5_after(bytes(request)).granted(host, 0x1234) == reply

@@ -64,7 +64,7 @@ class Socks5(Machine):
         """BND in the family of the request: only ATYP 1 and 4 are ever sent, as
         clients that read fixed sizes fail on anything else. Where the family
         does not match, the address is zero and the port still true. Not so for
-        UDP ASSOCIATE, whose client has to send to that address: in its own family."""
+        BIND and UDP ASSOCIATE, where that address is to be used: in its own family."""
         is_ipv6 = ":" in host if self._bnd_is_used else self._atyp == wire.ATYP_IPV6
         if is_ipv6:
             packed = wire.packed_ipv6(host.partition("%")[0]) or bytes(16)
@@ -142,7 +142,7 @@ class Socks5(Machine):
         command = data[1]
         if command not in wire.COMMAND_NAMES:
             raise ProtocolError(f"command {command}", Reply.COMMAND_NOT_SUPPORTED)
-        self._bnd_is_used = command == wire.UDP_ASSOCIATE
+        self._bnd_is_used = command != wire.CONNECT
         raw, port = data[host_start:host_end], int.from_bytes(data[host_end:end])
         if atyp == wire.ATYP_IPV4:
             return Request(command, wire.ipv4_text(raw), port, False)
