@@ -237,6 +237,11 @@ cdef class Conn:
     def send(self, bytes data not None):
         return settled(self.engine, None) if self.send_now(data) else self.wait(SEND)
 
+    def has_left(self):
+        if self.fd >= 0:
+            self.watch()
+        return self.fd < 0 or self.fin or self.reset
+
     def deadline(self, double seconds):
         self.expired = False
         if self.fd < 0:

@@ -9,7 +9,6 @@ service on the proxy's address to everyone. It must not know how replies look.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Mapping
 
@@ -21,6 +20,7 @@ from fastsocks.resolve import Resolver, family_of
 # What a client may send before its peer is there; beyond, it has to wait.
 EARLY_LIMIT = 64 * 1024
 BACKLOG = 8
+LOOK_INTERVAL = 0.2  # seconds between looks at a client that is not read any more
 ACCEPT_RETRY = 0.1  # seconds without accepting when the system is out of something
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 ANYONE = frozenset({"0.0.0.0", "::"})
@@ -54,7 +54,7 @@ class Binder:
         peers: tuple[str, ...] = (host,)
         if is_name:
             found = await self._resolver.resolve(host, self._timeout)
-            # The reply to a request by name has room for an IPv4 address only.
+            # A client of SOCKS4a can be told no others than IPv4 addresses.
             peers = tuple(sorted(found, key=family_of))
         if peers[0] in ANYONE:
             if not self._anyone:
@@ -98,29 +98,30 @@ class Waiting:
         loop = asyncio.get_running_loop()
         arrival: asyncio.Future[socket.socket] = loop.create_future()
         early = bytearray()
-        self._watch(arrival)
         leaving = asyncio.ensure_future(keep(client, early))
         try:
-            await asyncio.wait(
-                (arrival, leaving),
-                timeout=self._timeout or None,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if leaving.done():
-                leaving.result()  # raises: it never ends well
-            if not arrival.done():
+            try:
+                self._watch(arrival)
+                await asyncio.wait(
+                    (arrival, leaving),
+                    timeout=self._timeout or None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                loop.remove_reader(self._sock)
+                arrival.cancel()
+                leaving.cancel()
+                # What it receives must be over before anybody else may receive.
+                (left,) = await asyncio.gather(leaving, return_exceptions=True)
+            if isinstance(left, Exception):
+                raise left
+            if arrival.cancelled():
                 raise DialError(f"nobody connected in {self._timeout:g} s", Reply.HOST_UNREACHABLE)
             return self._engine.adopt(arrival.result()), bytes(early)
         except BaseException:
-            if arrival.done() and not arrival.cancelled():
+            if not arrival.cancelled():
                 arrival.result().close()
             raise
-        finally:
-            loop.remove_reader(self._sock)
-            arrival.cancel()
-            leaving.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError, ClientGone, TimeoutError):
-                await leaving
 
     def close(self) -> None:
         self._sock.close()
@@ -149,13 +150,13 @@ class Waiting:
 
 async def keep(client: Conn, early: bytearray) -> None:
     """Collects what the client sends, until it leaves."""
-    while len(early) < EARLY_LIMIT:
-        data = await client.recv()
-        if not data:
-            raise ClientGone("left before its peer came")
+    while len(early) < EARLY_LIMIT and (data := await client.recv()):
         early += data
-    # The rest waits in the socket. That the client leaves is then seen at the time limit.
-    await asyncio.Event().wait()
+    # The rest waits in the socket, before the end of the connection. Only an end that
+    # is behind more than the window has room for is not seen, and waits for the timeout.
+    while len(early) >= EARLY_LIMIT and not client.has_left():  # noqa: ASYNC110 -- it is asked
+        await asyncio.sleep(LOOK_INTERVAL)
+    raise ClientGone("left before its peer came")
 
 
 def address_towards(host: str) -> str:

@@ -90,6 +90,10 @@ class Conn(Protocol):
     def send(self, data: bytes) -> Awaitable[None]:
         """Sends all of ``data``. Raises as recv does."""
 
+    def has_left(self) -> bool:
+        """Whether the far end has sent FIN or reset the connection, however much is
+        still unread. It may take a turn of the loop to be known."""
+
     def deadline(self, seconds: float) -> None:
         """From now on, in place of the one before; 0 for none."""
 

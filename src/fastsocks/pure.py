@@ -19,6 +19,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Sequence
@@ -39,6 +40,7 @@ ACCEPT_RETRY = 0.1  # seconds without accepting when the system is out of someth
 PROBE_INTERVAL = 0.2  # seconds between looks at sockets that are not being read
 CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+RDHUP = getattr(select, "POLLRDHUP", 0)  # not everywhere; then a FIN has to be read
 BIND_ADDRESS_NO_PORT = 24  # Linux; the socket module has no name for it
 
 OnClient = Callable[[contract.Conn], None]
@@ -98,6 +100,11 @@ class Conn:
     async def send(self, data: bytes) -> None:
         self._unsent = data
         await self.sent()
+
+    def has_left(self) -> bool:
+        look = select.poll()
+        look.register(self.sock, RDHUP)  # POLLHUP and POLLERR come unasked
+        return bool(look.poll(0))
 
     def deadline(self, seconds: float) -> None:
         if self._timer is not None:
