@@ -123,7 +123,11 @@ class Ours:
     async def _look_up(
         self, association: Association, atyp: int, raw: bytes, name: str, port: int
     ) -> None:
-        host = await self._shared.resolve(self.client_host, name, port)
+        host = None  # where it fails as well: nothing may wait for ever
+        try:
+            host = await self._shared.resolve(self.client_host, name, port)
+        except Exception:
+            log.exception("datagrams of %s: a name could not be judged", self.client_host)
         address, ttl = ((host, port), NAME_TTL) if host else (None, FAILED_NAME_TTL)
         association.answer(atyp, raw, port, address, ttl)
 
