@@ -8,6 +8,7 @@ It must not know sockets, nor what the client is told.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ KEEP_LIMIT = 1024  # hosts
 
 # Those that say something about the host, and not about one connection.
 NO_ANSWER = (Outcome.REFUSED, Outcome.TIMEOUT, Outcome.UNREACHABLE)
+
+# Trouble of our own (no descriptor, memory or port is left) says nothing about a host.
+OWN_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
 
 
 class Verdict(NamedTuple):
@@ -140,6 +144,8 @@ class Ident:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             answer = Answer(Outcome.UNREACHABLE, detail=reason)
+            if error.errno in OWN_TROUBLE:
+                return answer
         if answer.outcome in NO_ANSWER:
             self._silent.pop(host, None)
             if len(self._silent) >= KEEP_LIMIT:
