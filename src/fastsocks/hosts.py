@@ -136,7 +136,11 @@ class Threads:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(finish, result, failure)
 
-        threading.Thread(target=work, name="fastsocks-hosts", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="fastsocks-hosts", daemon=True).start()
+        except RuntimeError as error:  # the system has none left
+            self._free.release()
+            raise OSError(str(error)) from None
         return await done
 
 
