@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
+import itertools
 import socket
 
 import pytest
 
+from fastsocks import ident as idents
 from fastsocks import server as servers
 from fastsocks.ident import Ident
 
@@ -23,7 +26,7 @@ async def identd(remote, monkeypatch):
     None is silence. ``queries`` are what it was asked, ``peers`` from where."""
     queries = []
 
-    async def start(says=None, ports=None):
+    async def start(says=None, ports=None, host=HOST):
         async def script(reader, writer):
             queries.append(await reader.readline())
             if says is None:
@@ -32,7 +35,7 @@ async def identd(remote, monkeypatch):
             writer.write((queries[-1].strip() if ports is None else ports) + says)
             await writer.drain()
 
-        one = await remote(script, HOST)
+        one = await remote(script, host)
         one.queries = queries
         monkeypatch.setattr(servers, "Ident", functools.partial(Ident, port=one.port))
         return one
@@ -179,3 +182,191 @@ async def test_client_leaves_meanwhile(serve, come, identd, say, until, books, h
         await until(lambda: daemon.queries, "identd is asked")
         getattr(client, how)()
         await ledger.balance()
+
+
+async def test_answer_that_drips(serve, come, remote, monkeypatch, say, caplog):
+    """Each octet in time, but not the line: there is one budget for all of it."""
+    caplog.set_level("INFO")
+    ended = asyncio.Event()
+
+    async def drip(reader, writer):
+        line = (await reader.readline()).strip() + b":USERID:UNIX:" + b" " * 400
+        try:
+            for octet in line:
+                writer.write(bytes((octet,)))
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        finally:
+            ended.set()
+
+    daemon = await remote(drip, HOST)
+    monkeypatch.setattr(servers, "Ident", functools.partial(Ident, port=daemon.port))
+    async with serve(ident=["127.0.0.5=alice"], ident_timeout=0.3) as server:
+        client = await come(server)
+        await client.send(say.no_login)
+        assert await client.to_end() == SOCKS5_REFUSED
+        async with asyncio.timeout(5):
+            await ended.wait()
+    assert "no answer in time" in caplog.text
+
+
+async def test_ipv6(serve, dial, identd, say, remote, books):
+    daemon = await identd(b":USERID:UNIX:alice\r\n", host="::1")
+    echo = await remote(host="::1")
+    async with serve(ident=["::1=alice"], listen=["[::1]:0"]) as server:
+        ledger = books(server)
+        client = await dial(server)
+        assert (await client.connect("::1", echo.port))[1] == 0
+        assert await client.echoes()
+        assert daemon.queries == [b"%d, %d\r\n" % (client.name[1], server.addresses[0][1])]
+        client.close()
+        await ledger.balance()
+
+
+async def test_ipv4_client_of_a_listener_for_both_families(serve, dial, identd, say, echo):
+    """Whose address is IPv4-mapped to the kernel: in no rule, and to no identd."""
+    daemon = await identd(b":USERID:UNIX:alice\r\n")
+    async with serve(ident=["127.0.0.5=alice"], listen=["[::]:0"]) as server:
+        server.addresses[0] = ("127.0.0.1", server.addresses[0][1])
+        client = await dial(server, source=HOST)
+        assert (await client.connect("127.0.0.1", echo.port))[1] == 0
+        assert [peer[0] for peer in daemon.peers] == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("rule", ["hanging.test=alice", "hanging.test", "a.test:hanging.test"])
+async def test_resolver_that_hangs(serve, dial, come, names, say, echo, rule):
+    """Holds up those whom the rule is about, for as long as they are given, and nobody
+    else. A later rule does not decide because of it."""
+    names.hang("hanging.test")
+    names.answers["a.test"] = ["127.0.0.1"]
+    async with serve(ident=["127.0.0.6", rule, "."], ident_timeout=0.3) as server:
+        waiting = await come(server)
+        await waiting.send(say.no_login)
+        other = await dial(server, source="127.0.0.6")
+        assert (await other.connect("127.0.0.1", echo.port))[1] == 0
+        assert await other.echoes()
+        assert await waiting.to_end() == SOCKS5_REFUSED
+        four = await come(server)
+        await four.send(say.socks4("127.0.0.1", echo.port, b"alice"))
+        assert await four.to_end() == REJECTED
+
+
+async def test_clients_that_wait_for_a_resolver_and_leave(serve, come, names, say, until, books):
+    names.hang("hanging.test")
+    async with serve(ident=["hanging.test"]) as server:
+        ledger = books(server)
+        clients = [await come(server) for _ in range(3)]
+        for client in clients:
+            await client.send(say.no_login)
+        await until(lambda: names.asked, "the resolver is asked")
+        for client in clients:
+            client.reset()
+        names.release()
+        await ledger.balance()
+        assert names.asked == ["hanging.test"]
+
+
+async def test_server_stops_while_a_resolver_hangs(serve, come, names, say, until):
+    names.hang("hanging.test")
+    server = serve(ident=["hanging.test"], ident_timeout=60)
+    server.start()
+    client = await come(server)
+    await client.send(say.no_login)
+    await until(lambda: names.asked, "the resolver is asked")
+    async with asyncio.timeout(2):
+        await server.stop(0)
+    assert await client.ended()
+
+
+async def test_range_by_name(serve, come, names, say, echo):
+    """Looked up once for many connections."""
+    names.answers["client.test"] = [HOST]
+    async with serve(ident=["client.test"]) as server:
+        for _ in range(3):
+            client = await come(server)
+            assert (await client.connect("127.0.0.1", echo.port))[1] == 0
+    assert names.asked == ["client.test"]
+
+
+async def test_memory_of_hosts_without_identd_is_bounded(
+    serve, dial, refused_port, say, monkeypatch
+):
+    monkeypatch.setattr(idents, "KEEP_LIMIT", 3)
+    monkeypatch.setattr(servers, "Ident", functools.partial(Ident, port=refused_port))
+    async with serve(ident=[".=alice"]) as server:
+        for last in itertools.chain(range(10, 20), [19, 18]):
+            client = await dial(server, source=f"127.0.1.{last}")
+            await client.send(say.no_login)
+            assert await client.to_end() == SOCKS5_REFUSED
+        assert list(server._ident._silent) == ["127.0.1.17", "127.0.1.18", "127.0.1.19"]
+
+
+async def test_identd_that_comes_back(serve, come, identd, say, echo, refused_port, monkeypatch):
+    """Asked again when the memory of its absence is too old."""
+    monkeypatch.setattr(idents, "KEEP_NO_ANSWER", 0.0)
+    monkeypatch.setattr(servers, "Ident", functools.partial(Ident, port=refused_port))
+    async with serve(ident=["127.0.0.5=alice"]) as server:
+        client = await come(server)
+        await client.send(say.no_login)
+        assert await client.to_end() == SOCKS5_REFUSED
+        daemon = await identd(b":USERID:UNIX:alice\r\n")
+        server._ident._port = daemon.port
+        client = await come(server)
+        assert (await client.connect("127.0.0.1", echo.port))[1] == 0
+
+
+async def test_our_own_trouble_is_not_the_hosts(serve, come, identd, say, echo, monkeypatch):
+    """A descriptor that we lacked for one connection refuses that one, and no other."""
+    await identd(b":USERID:UNIX:alice\r\n")
+    real = Ident._exchange
+    troubles = [errno.EMFILE, errno.ENOBUFS]
+
+    async def exchange(self, client):
+        if troubles:
+            raise OSError(troubles.pop(), "no more of it")
+        return await real(self, client)
+
+    monkeypatch.setattr(Ident, "_exchange", exchange)
+    async with serve(ident=["127.0.0.5=alice"]) as server:
+        client = await come(server)
+        await client.send(say.no_login)
+        assert await client.to_end() == SOCKS5_REFUSED
+        client = await come(server)
+        await client.send(say.socks4("127.0.0.1", echo.port, b"alice"))
+        assert await client.to_end() == NO_IDENTD
+        client = await come(server)
+        assert (await client.connect("127.0.0.1", echo.port))[1] == 0
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b":ERROR:\x1b[2Jforged\x07\x00\x85\n",
+        b":USERID:UNIX:\x1b[2Jforged\x07\xe2\x80\xae\xff\n",
+    ],
+    ids=["error", "name"],
+)
+async def test_what_identd_writes_cannot_write_to_the_log(
+    serve, come, identd, say, echo, caplog, says
+):
+    caplog.set_level("INFO")
+    await identd(says)
+    async with serve(ident=["127.0.0.5=alice"]) as server:
+        client = await come(server)
+        await client.send(say.socks4("127.0.0.1", echo.port, b"\x1b]0;me\x07"))
+        assert await client.ended()
+    assert "forged" in caplog.text
+    assert all(letter.isprintable() for letter in caplog.text.replace("\n", ""))
+
+
+async def test_name_that_is_allowed_cannot_write_to_the_log(
+    serve, come, identd, say, echo, caplog, monkeypatch
+):
+    caplog.set_level("DEBUG")
+    await identd(b":USERID:UNIX:al\x1bice\n")
+    monkeypatch.setattr(idents.rfc1413, "matches", lambda name, allowed: True)
+    async with serve(ident=["127.0.0.5=alice"]) as server:
+        client = await come(server)
+        assert (await client.connect("127.0.0.1", echo.port))[1] == 0
+    assert "al\\x1bice@" in caplog.text
+    assert "\x1b" not in caplog.text
