@@ -106,12 +106,14 @@ class Config:
         self._check_addresses()
         if not self.listen:
             raise ConfigError("listen: at least one HOST:PORT is needed")
+        for text in self.listen:
+            parse_listener(text)
         for user, password in self.users.items():
             for what, text in (("user name", user), ("password", password)):
                 if not is_credential(text):
                     raise ConfigError(f"users: a {what} must have 1 to 255 octets of UTF-8")
         if self.users_file is not None and not os.fspath(self.users_file):
-            raise ConfigError("users_file: must name a file")
+            raise ConfigError('users_file "": must name a file')
         if self.authenticator is not None:
             if not callable(self.authenticator):
                 raise ConfigError("authenticator: must be an async function")
