@@ -15,7 +15,10 @@ FLAGS = [
     *("--listen", "-i", "-p", "-u", "-P", "-b", "-q", "--open", "--password-file", "--version"),
     *("--engine", "--relay", "--relay-threads", "--pipe-size", "--max-pipes", "--max-sessions"),
     *("--handshake-timeout", "--connect-timeout", "--idle-timeout", "--half-closed-timeout"),
-    *("--grace", "--log-level", "--ident", "--ident-timeout", "--jsocks"),
+    *("--grace", "--log-level", "--ident", "--ident-timeout", "--jsocks", "--users", "--prefer"),
+    *("--allow", "--allow-bind", "--bind-anyone", "--bind-timeout", "--strict-methods"),
+    *("--no-udp", "--udp-ports", "--udp-address", "--udp-full-cone", "--udp-timeout"),
+    "--udp-per-client",
 ]
 
 
@@ -219,3 +222,61 @@ def test_jsocks_settings(tmp_path, monkeypatch, flags, expected):
     assert (taken[0].idle_timeout, taken[0].udp_timeout) == expected
     assert taken[0].listen == ["127.0.0.1:1080"]
     assert taken[0].ident == ["11.", "10."]
+
+
+@pytest.fixture
+def configured(monkeypatch):
+    """``configured("--allow-bind")``: the Config that the server would be made with."""
+    taken = []
+
+    async def serve(config, loop_name):
+        taken.append(config)
+
+    def run(*arguments):
+        monkeypatch.setattr(cli, "serve", serve)
+        assert cli.main(arguments) == 0
+        return taken.pop()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value", "default"),
+    [
+        ("--allow-bind", "allow_bind", True, False),
+        ("--bind-anyone", "bind_anyone", True, False),
+        ("--bind-timeout 2.5", "bind_timeout", 2.5, 180),
+        ("--bind-timeout 0", "bind_timeout", 0, 180),
+        ("--no-udp", "udp", False, True),
+        ("--udp-ports 40000-40100", "udp_ports", (40000, 40100), None),
+        ("--udp-ports 7-7", "udp_ports", (7, 7), None),
+        ("--udp-address 192.0.2.1", "udp_address", "192.0.2.1", None),
+        ("--udp-address 2001:db8::1", "udp_address", "2001:db8::1", None),
+        ("--udp-full-cone", "udp_full_cone", True, False),
+        ("--udp-timeout 7", "udp_timeout", 7, 300),
+        ("--udp-per-client 3", "udp_per_client", 3, 64),
+        ("--prefer ipv4", "prefer", "ipv4", ""),
+        ("--prefer ipv6-only", "prefer", "ipv6-only", ""),
+        ("--allow private --allow 192.0.2.0/24", "allow", ["private", "192.0.2.0/24"], []),
+        ("-b 192.0.2.1", "sources", {"ipv4": "192.0.2.1"}, {}),
+        ("-b ::1 -b 192.0.2.1", "sources", {"ipv4": "192.0.2.1", "ipv6": "::1"}, {}),
+        ("--users /some/file", "users_file", "/some/file", None),
+        ("--strict-methods", "strict_methods", True, False),
+        ("--ident 10. --ident .=me;you", "ident", ["10.", ".=me;you"], []),
+        ("--ident-timeout 0.5", "ident_timeout", 0.5, 3),
+    ],
+)
+def test_flag_reaches_the_configuration(configured, arguments, field, value, default):
+    assert getattr(configured(*arguments.split()), field) == value
+    assert getattr(configured(), field) == default
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_settings_of_datagrams_reach_the_engine(configured, number):
+    flags = ("--udp-timeout", str(number), "--udp-ports", "1-2", "--udp-full-cone")
+    settings = configured(*flags).settings()
+    assert (settings.udp_timeout, settings.udp_ports, settings.udp_full_cone) == (
+        number,
+        (1, 2),
+        True,
+    )

@@ -73,6 +73,8 @@ SECONDS = [
     "--idle-timeout",
     "--half-closed-timeout",
     "--grace",
+    "--bind-timeout",
+    "--udp-timeout",
 ]
 
 
@@ -127,6 +129,17 @@ def rows(flag: str, *values: str) -> list[pytest.param]:
         *rows("--ident", "", "=", "10.1", "10.=", "fe80::1%lo", "10.0.0.9:10.0.0.1", "a b c"),
         *rows("--ident-timeout", "0", "-1", "soon", "nan"),
         *rows("--jsocks", "", "/nowhere/at/all", "/"),
+        *rows("--prefer", "ipv5", "IPv4", "ipv4-", "ipv4-only,ipv6", "4", "inet"),
+        *rows(
+            "--allow", "", "privat", "10.1", "10.0.0.1/8", "10.0.0.0/33", "::/129", "10.0.0.0/8 "
+        ),
+        *rows("--allow", "example.com", "private,loopback", "127.0.0.1%lo/32", "unspecified "),
+        *rows("--udp-ports", "", "-", "40000", "40000-", "-40000", "0-10", "1-65536", "9-8", "a-b"),
+        *rows("--udp-ports", "1-2-3", "40000:40100", " 1-2", "+1-2", "1-9" + "9" * 5000),
+        *rows("--udp-address", "", "nowhere", "proxy.example.com", "127.1", "192.0.2.1:1080"),
+        *rows("--udp-address", "[::1]", "192.0.2.0/24"),
+        *rows("--udp-per-client", "", "0", "-1", "1.5", "all", "9" * 30),
+        *rows("--users", ""),
         *rows("--log-level", "", "loud", "INFO", "10"),
         *rows("-b", "", "nowhere", "300.1.1.1", "127.1", "127.0.0.1:80", "[::1]"),
     ],
@@ -199,6 +212,18 @@ def test_the_line_says_what_would_be_right(refused, flag, allowed):
         (["-u", "me", "--password-file", "/"], "--password-file"),
         (["-u", "me", "--password-file", "/dev/null"], "password"),
         (["-u", "me", "--password-file", ""], "--password-file"),
+        # What may be given once, or for each of two.
+        (["-b", "192.0.2.1", "-b", "192.0.2.2"], "-b 192.0.2.2"),
+        (["-b", "::1", "-b", "192.0.2.2", "-b", "::2"], "-b ::2"),
+        (["-b", "192.0.2.1", "-b", "nowhere"], "-b nowhere"),
+        (["--allow", "private", "--allow", "privat"], "--allow privat"),
+        (["--ident", "10.", "--ident", "10.="], "--ident 10.="),
+        (["--jsocks"], "--jsocks"),
+        (["--users"], "--users"),
+        (["--no-udp=yes"], "--no-udp"),
+        (["--allow-bind=yes"], "--allow-bind"),
+        (["--bind-anyone", "yes"], "yes"),
+        (["--udp-full-cone=1"], "--udp-full-cone"),
     ],
     ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, list) else "",
 )
@@ -227,6 +252,75 @@ def test_empty_password_in_the_environment(fails):
 
 def test_arguments_that_are_no_text(fails):
     assert "-P" in fails(2, *ANYWHERE, "-u", "me", "-P", b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (None, "no such file; make one with: fastsocks passwd"),
+        (b"alice\n", "line 1"),
+        (b"alice:secret\n", "line 1"),
+        (b"# ours\n\nalice:$scrypt$ln=4,r=1,p=1$!$!\n", "line 3"),
+        (b"alice:\xff\xfe\n", "line 1"),
+        (b"\0", "line 1"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else repr(value),
+)
+def test_users_file_that_is_wrong(fails, tmp_path, text, named):
+    """Named with its line, before anybody is served; what is in it stays there."""
+    file = tmp_path / "users"
+    if text is not None:
+        file.write_bytes(text)
+    told = fails(2, *ANYWHERE, "--users", str(file))
+    assert f"--users {file}" in told
+    assert named in told
+    assert "secret" not in told
+
+
+def test_users_file_that_is_none(fails):
+    assert "--users /: " in fails(2, *ANYWHERE, "--users", "/")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "named"),
+    [
+        ("port = 1080\n", "", "range is missing"),
+        ("range = 10.\nport = http\n", ":2", "port"),
+        ("range = 10.\nport = 65536\n", ":2", "port"),
+        ("range = 10.1\n", ":1", "range"),
+        ("range = 10.\nusers = ;\n", ":2", "users"),
+        ("range = 10.\niddleTimeout = soon\n", ":2", "iddleTimeout"),
+        ("range = 10.\niddleTimeout = -1\n", ":2", "iddleTimeout"),
+        ("range = 10.\nproxy = 192.0.2.1\n", ":2", "proxy"),
+        ("Range = 10.\n", ":1", "range"),
+        ("range = 10.\\u00zz\n", "", ""),
+    ],
+    ids=lambda value: repr(value) if value.endswith("\n") else "",
+)
+def test_jsocks_file_that_is_wrong(refused, tmp_path, text, line, named):
+    file = tmp_path / "socks.properties"
+    file.write_text(text)
+    told = refused("--jsocks", str(file))
+    assert f"{file}{line}" in told
+    assert named in told
+
+
+def test_second_jsocks_file_that_is_wrong(refused, tmp_path):
+    right, wrong = tmp_path / "right.properties", tmp_path / "wrong.properties"
+    right.write_text("range = 10.\n")
+    wrong.write_text("range = 10.1\n")
+    assert f"{wrong}:1" in refused("--jsocks", str(right), str(wrong))
+
+
+def test_host_of_a_jsocks_file_that_is_a_name(refused, tmp_path):
+    file = tmp_path / "socks.properties"
+    file.write_text("range = 10.\nhost = nowhere\n")
+    assert "nowhere:1080: the host must be" in refused("--jsocks", str(file))
+
+
+@pytest.mark.parametrize("more", [["-u", "me", "-P", "x"], ["--ident", "10."], ["--open"]])
+def test_listener_that_is_wrong_where_it_need_not_be_on_loopback(refused, more):
+    assert "--listen" in refused("--listen", "127.0.0.1:http", *more)
 
 
 @pytest.mark.parametrize(
