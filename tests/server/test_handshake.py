@@ -9,6 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastsocks.associate import Associations
+from fastsocks.bind import Binder
+from fastsocks.dial import Dialer
+
 PAYLOAD = b"early payload, sent before any reply \x00\x05\x01\x00"
 KINDS = ["socks5", "socks5-name", "socks5-login", "socks4", "socks4-user", "socks4a"]
 USERS = {"alice": "secret"}
@@ -120,3 +124,112 @@ async def test_random_cuts(proxy, dial, echo, talk, positions):
         await client.seen()
     await check(client, talk)
     client.close()
+
+
+# -- no command without proof ----------------------------------------------------
+
+WRONG_LOGINS = [(b"alice", b"wrong"), (b"alice", b""), (b"", b""), (b"bob", b"secret")]
+NO_METHOD, NO_LOGIN = b"\x05\xff", b"\x05\x02\x01\x01"
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """The commands that were begun, for whomever."""
+    names = []
+
+    def watch(stage, name):
+        real = getattr(stage, name)
+
+        def begin(*arguments):
+            names.append(name)
+            return real(*arguments)
+
+        monkeypatch.setattr(stage, name, begin)
+
+    for stage, name in ((Dialer, "dial"), (Binder, "listen"), (Associations, "open")):
+        watch(stage, name)
+    return names
+
+
+@pytest.fixture(params=[1, 2, 3], ids=["connect", "bind", "udp"])
+def asks(request, say, echo):
+    """A request for each command."""
+    return say.socks5("127.0.0.1", echo.port, command=request.param)
+
+
+@pytest.fixture
+async def guarded(serve):
+    async with serve(users=USERS, allow_bind=True, bind_anyone=True) as running:
+        yield running
+
+
+async def is_told(guarded, dial, books, said: bytes, answer: bytes) -> None:
+    """In one segment, and an octet at a time."""
+    ledger = books(guarded)
+    for way in ("send", "dribble"):
+        client = await dial(guarded)
+        try:
+            await getattr(client, way)(said)
+            assert await client.to_end() == answer
+        except ConnectionError:
+            assert way == "dribble"  # it went on talking after the answer
+        client.close()
+    await ledger.balance()
+
+
+@pytest.mark.parametrize(
+    ("before", "answer"),
+    [
+        (b"\x05\x01\x02", NO_LOGIN),  # the method agreed on, and nothing more
+        (b"\x05\x02\x00\x02", NO_LOGIN),
+        (b"\x05\x01\x00", NO_METHOD),
+        (b"\x05\x03\x00\x01\x80", NO_METHOD),
+        (b"\x05\x00", NO_METHOD),
+        (b"", NO_METHOD),  # what is octet two of a request counts methods
+    ],
+)
+async def test_request_before_the_login(guarded, dial, books, begun, asks, before, answer):
+    await is_told(guarded, dial, books, before + asks, answer)
+    assert begun == []
+
+
+@pytest.mark.parametrize("wrong", WRONG_LOGINS, ids=str)
+@pytest.mark.parametrize("again", [False, True], ids=["once", "then right"])
+async def test_request_after_a_login_that_failed(
+    serve, dial, say, books, begun, asks, wrong, again
+):
+    """Not even where the right one follows: there is one try a connection."""
+    said = b"\x05\x01\x02" + say.login(*wrong)
+    if again:
+        said += say.login(b"alice", b"secret")
+    async with serve(users=USERS, allow_bind=True) as guarded:
+        ledger = books(guarded)
+        client = await dial(guarded)
+        await client.send(said + asks)
+        assert await client.to_end() == NO_LOGIN
+        client.close()
+        await ledger.balance()
+    assert begun == []
+
+
+@pytest.mark.parametrize("command", [1, 2, 3])
+async def test_socks4_proves_nothing(guarded, dial, say, books, begun, echo, command):
+    said = say.socks4("127.0.0.1", echo.port, b"alice", command=command)
+    await is_told(guarded, dial, books, said, say.failed4)
+    assert begun == []
+
+
+async def test_request_of_whom_ident_refuses(serve, dial, say, books, begun, asks):
+    async with serve(ident=["127.0.0.9"], allow_bind=True) as guarded:
+        await is_told(guarded, dial, books, say.no_login + asks, NO_METHOD)
+        four = b"\x04" + asks[1:2] + asks[-2:] + b"\x7f\0\0\x01\0"
+        await is_told(guarded, dial, books, four, say.failed4)
+    assert begun == []
+
+
+async def test_request_after_the_right_login(guarded, dial, say, begun, asks, books):
+    """The proof that the tests above would see a command begun."""
+    client = await dial(guarded)
+    await client.send(b"\x05\x01\x02" + say.login(b"alice", b"secret") + asks)
+    assert (await client.exactly(6))[:6] == b"\x05\x02\x01\x00\x05\x00"
+    assert begun == [{1: "dial", 2: "listen", 3: "open"}[asks[1]]]
