@@ -65,7 +65,9 @@ class Binder:
                 self._judge.judge(client.peer[0], peer, port)
             family = family_of(peers[0])
             peers = tuple(peer for peer in peers if family_of(peer) == family)
-            address = self._sources.get(family) or address_towards(peers[0])
+            address = self._sources.get(family, "")
+            if not address or address in ANYONE:  # where nobody can connect to
+                address = address_towards(peers[0])
         sock = socket.socket(FAMILIES[family_of(address)], socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -88,6 +90,8 @@ class Waiting:
         self._peers = peers
         self._timeout = timeout
         self.sockname: tuple[str, int] = sock.getsockname()[:2]
+        # Who has come, which a connection that was reset already cannot tell.
+        self.peer = ("", 0)
 
     async def accept(self, client: Conn) -> tuple[Conn, bytes]:
         """The peer's connection, and what the client has sent meanwhile.
@@ -142,9 +146,11 @@ class Waiting:
             loop.remove_reader(self._sock)
             loop.call_later(ACCEPT_RETRY, self._watch, arrival)
             return
-        if arrival.done() or (self._peers and without_scope(address[0]) not in self._peers):
+        host = without_scope(address[0])
+        if arrival.done() or (self._peers and host not in self._peers):
             peer.close()
         else:
+            self.peer = host, address[1]
             arrival.set_result(peer)
 
 

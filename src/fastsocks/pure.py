@@ -102,6 +102,8 @@ class Conn:
         await self.sent()
 
     def has_left(self) -> bool:
+        if self._fd < 0:
+            return True
         look = select.poll()
         look.register(self.sock, RDHUP)  # POLLHUP and POLLERR come unasked
         return bool(look.poll(0))

@@ -209,8 +209,8 @@ class Session:
         finally:
             waiting.close()
         try:
-            flow.host, flow.port = remote.peer
-            await client.send(machine.granted(*remote.peer))
+            flow.host, flow.port = waiting.peer
+            await client.send(machine.granted(*waiting.peer))
         except BaseException:
             remote.close()
             raise
