@@ -180,6 +180,16 @@ async def test_source_address_is_where_it_listens(offer, bind5, dial):
         assert await second(client) == peer.name
 
 
+@pytest.mark.parametrize("source", ["0.0.0.0", "::"])
+async def test_source_address_that_is_none(offer, bind5, dial, source):
+    """Nobody can connect to it, so it is not told to anybody."""
+    async with offer(source=source) as server:
+        client, place = await bind5(server, "::1" if ":" in source else "127.0.0.1")
+        assert place[0] == ("::1" if ":" in source else "127.0.0.1")
+        peer = await dial(place)
+        assert await second(client) == peer.name
+
+
 async def test_two_at_once_have_two_ports(server, bind5, dial):
     both = [await bind5(server, "127.0.0.1") for _ in range(2)]
     assert both[0][1] != both[1][1]
@@ -460,7 +470,9 @@ async def test_peer_that_resets_at_once(server, bind5, dial, books):
     ledger = books(server)
     client, place = await bind5(server, "127.0.0.1")
     peer = await dial(place)
+    name = peer.name
     peer.reset()
+    assert await second(client) == name
     assert await client.ended()
     client.close()
     await ledger.balance()
