@@ -102,7 +102,14 @@ LOCKED_CASES = [
 
 # name of the case: (its answer, what then, why)
 REFUSED4 = (rb"\0\x5b.{6}", "close")
+NO_REPLY = (HELLO, "close", "closes without the reply RFC 1928, 6 asks for")
 DANTE: dict[str, tuple[bytes, str, str]] = {
+    "unknown command": NO_REPLY,
+    "Tor's RESOLVE": NO_REPLY,
+    "unknown address type": NO_REPLY,
+    "wrong version in the request": NO_REPLY,
+    # A name of no octets in a failure reply is what fixed-size readers trip over.
+    "no such name": (HELLO + rb"\x05\x04\0\x03\0..", "close", "BND is an empty name"),
     # It has no way out of the loopback by name in SOCKS4a here, while SOCKS5 has: not yet
     # explained, and curl and proxychains are content with ours.
     "SOCKS4a": (*REFUSED4, "refused by name"),
