@@ -69,7 +69,7 @@ CASES = [
          HELLO + failed(b"\x08"), "close"),
     Case("empty name", "1928, 5", GREETING + b"\5\1\0\3\0<echo>", HELLO + failed(b"\1"), "close"),
     Case("RSV set", "1928, 4", GREETING + b"\5\1\1\1\x7f\0\0\1<echo>", HELLO + OK4, "echo"),
-    Case("wrong version in the request", "1928, 4", GREETING + b"\4\1\0\1\x7f\0\0\1<echo>",
+    Case("wrong version in the request", "1928, 4", GREETING + b"\6\1\0\1\x7f\0\0\1<echo>",
          HELLO + failed(b"\1"), "close"),
     # SOCKS4 and 4a
     Case("SOCKS4", "SOCKS4", b"\4\1<echo>\x7f\0\0\1\0", GRANTED4, "echo"),
@@ -108,8 +108,9 @@ DANTE: dict[str, tuple[bytes, str, str]] = {
     "Tor's RESOLVE": NO_REPLY,
     "unknown address type": NO_REPLY,
     "wrong version in the request": NO_REPLY,
-    # A name of no octets in a failure reply is what fixed-size readers trip over.
-    "no such name": (HELLO + rb"\x05\x04\0\x03\0..", "close", "BND is an empty name"),
+    # ATYP 3 in a reply is what clients trip over that read one size.
+    "no such name": (HELLO + rb"\x05\x04\0\x03\x0cname.invalid..", "close", "BND is a name"),
+    "empty name": (HELLO + rb"\x05\x04\0\x03\0..", "close", "BND is a name"),
     # It has no way out of the loopback by name in SOCKS4a here, while SOCKS5 has: not yet
     # explained, and curl and proxychains are content with ours.
     "SOCKS4a": (*REFUSED4, "refused by name"),
