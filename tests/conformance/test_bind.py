@@ -113,6 +113,11 @@ def test_only_the_named_peer(proxy, dial, shape) -> None:
         stranger.settimeout(20)
         with suppress(ConnectionResetError):
             assert stranger.recv(1) == b""
+    if proxy.name == "dante" and shape.name != "socks5-ipv6":
+        # It gives up with the first stranger: whoever connects first can spoil a BIND.
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=20).close()
+        return
     with socket.create_connection(address, timeout=20) as peer:
         finish(client, shape, peer)
 
