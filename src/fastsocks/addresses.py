@@ -171,7 +171,9 @@ class Judge:
                     continue
             elif row.use is Use.SPECIAL and (local or self._allows(row, packed)):
                 continue
-            raise RuleDenied(f"{host} is in {row.name} ({row.network}, {row.source})")
+            may_be_allowed = row.use is Use.SPECIAL or (row.use is Use.GROUP and datagram)
+            remedy = f"; needs --allow {row.name}" if may_be_allowed else ""
+            raise RuleDenied(f"{host} is in {row.name} ({row.network}, {row.source}){remedy}")
 
     def _allow(self, entry: str) -> None:
         if entry == EVERY_RANGE:

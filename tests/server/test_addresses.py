@@ -119,6 +119,7 @@ def test_row(row):
         allowed_here = found.use is Use.SPECIAL and not found.inside
         assert bool(denied(host, LOCAL)) is not allowed_here or found.inside
         if allowed_here:
+            assert denied(host).endswith(f"; needs --allow {found.name}")
             assert not denied(host, allowed=[found.name])
             assert not denied(host, allowed=[found.network])
             assert not denied(host, allowed=["all"])
