@@ -510,6 +510,7 @@ cdef class Engine:
     cdef Relay *relays
     cdef int relay_count
     cdef bint threaded
+    cdef bint keepalive         # where nothing else ends a session with a dead peer
     cdef uint64_t accepted
     cdef uint64_t pauses
     cdef uint64_t relayed
@@ -531,6 +532,7 @@ cdef class Engine:
         self.datagrams = Datagrams(settings)
         self.buffer = <char *>malloc(FIRST_READ)
         self.threaded = settings.relay_threads > 0
+        self.keepalive = settings.needs_keepalive
         self.relays = <Relay *>calloc(max(1, settings.relay_threads), sizeof(Relay))
         if self.buffer == NULL or self.relays == NULL:
             raise MemoryError
@@ -838,7 +840,8 @@ cdef class Engine:
             if fd < 0:
                 raise os_error(errno)
             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
-            setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
+            if self.keepalive:
+                setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
             if source is not None:
                 bind_source(fd, source, target.any.sa_family)
             failed = connect_now(fd, &target.any, length)

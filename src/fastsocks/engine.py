@@ -27,6 +27,8 @@ IDLE = "idle timeout"
 HALF_CLOSED = "half-closed timeout"
 KILLED = "killed"
 
+KEEPALIVE_AFTER = 7200.0  # net.ipv4.tcp_keepalive_time in seconds, as systems ship it
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
@@ -57,6 +59,13 @@ class Settings:
     """first and last port that clients may be told to send datagrams to; None: any"""
     udp_full_cone: bool = False
     """pass on datagrams from anybody, not only from where the client has sent to"""
+
+    @property
+    def needs_keepalive(self) -> bool:
+        """Whether the kernel has to find out that a silent peer is gone. It asks after
+        two hours, so a shorter idle timeout leaves nothing to ask, and no timer to set
+        for each connection."""
+        return not 0 < self.idle_timeout < KEEPALIVE_AFTER
 
 
 End = tuple[Any, int, int, str, int]

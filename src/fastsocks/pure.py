@@ -395,6 +395,8 @@ class Engine:
                 with contextlib.suppress(OSError):  # Linux only; it saves ports
                     remote.sock.setsockopt(socket.IPPROTO_IP, BIND_ADDRESS_NO_PORT, 1)
                 remote.sock.bind(_numeric(source, 0, family)[1])
+            if self.settings.needs_keepalive:
+                remote.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             error = remote.sock.connect_ex(peer)
             if error in (errno.EINPROGRESS, errno.EINTR):
                 remote.deadline(timeout)

@@ -70,9 +70,10 @@ class Server:
         config = self.config
         loop = asyncio.get_running_loop()
         self._users = make_users(config, self._quiet)
-        listeners = bind_all(config.listeners)
+        settings = config.settings()
+        listeners = bind_all(config.listeners, settings.needs_keepalive)
         try:
-            self.engine = engines.choose(config.engine, loop, config.settings(), self._on_closed)
+            self.engine = engines.choose(config.engine, loop, settings, self._on_closed)
         except BaseException:
             for sock in listeners:
                 sock.close()
@@ -162,9 +163,10 @@ class Server:
             self._tasks.pop(client, None)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
-        for flow, *_ in ended:
-            if flow.on_end is not None:
-                flow.on_end()
+        for end in ended:
+            on_end = end[0].on_end
+            if on_end is not None:
+                on_end()
         if log.isEnabledFor(logging.DEBUG):
             for flow, up, down, reason, error in ended:
                 why = f" ({os.strerror(error)})" if error else ""
@@ -179,12 +181,12 @@ def make_users(config: Config, quiet: QuietLog) -> Users | Custom:
     return Users(config.users, None if path is None else os.fspath(path))
 
 
-def bind_all(listeners: Sequence[Listener]) -> list[socket.socket]:
+def bind_all(listeners: Sequence[Listener], keepalive: bool) -> list[socket.socket]:
     """All of them or none: raises OSError that names the address."""
     bound: list[socket.socket] = []
     try:
         for host, port in listeners:
-            bound.append(bind(host, port))
+            bound.append(bind(host, port, keepalive))
     except BaseException:
         for sock in bound:
             sock.close()
@@ -192,7 +194,7 @@ def bind_all(listeners: Sequence[Listener]) -> list[socket.socket]:
     return bound
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, keepalive: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -202,7 +204,7 @@ def bind(host: str, port: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         # Accepted sockets inherit these, which saves two system calls a session.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)
         sock.setblocking(False)
         address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
         sock.bind(address)
