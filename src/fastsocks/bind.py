@@ -71,6 +71,7 @@ class Binder:
         sock = socket.socket(FAMILIES[family_of(address)], socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the peer inherits it
             sock.bind(socket.getaddrinfo(address, 0, flags=socket.AI_NUMERICHOST)[0][4])
             sock.listen(BACKLOG)
         except OSError:

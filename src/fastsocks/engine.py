@@ -63,9 +63,10 @@ class Settings:
     @property
     def needs_keepalive(self) -> bool:
         """Whether the kernel has to find out that a silent peer is gone. It asks after
-        two hours, so a shorter idle timeout leaves nothing to ask, and no timer to set
-        for each connection."""
-        return not 0 < self.idle_timeout < KEEPALIVE_AFTER
+        two hours, so shorter timeouts leave nothing to ask, and no timer to set for
+        each connection."""
+        limits = (self.idle_timeout, self.half_closed_timeout, self.udp_timeout)
+        return not all(0 < limit < KEEPALIVE_AFTER for limit in limits)
 
 
 End = tuple[Any, int, int, str, int]

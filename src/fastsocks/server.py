@@ -71,7 +71,9 @@ class Server:
         loop = asyncio.get_running_loop()
         self._users = make_users(config, self._quiet)
         settings = config.settings()
-        listeners = bind_all(config.listeners, settings.needs_keepalive)
+        # A client that waits in BIND is none that the engine has a limit for.
+        waits = config.allow_bind and not 0 < config.bind_timeout < engines.KEEPALIVE_AFTER
+        listeners = bind_all(config.listeners, waits or settings.needs_keepalive)
         try:
             self.engine = engines.choose(config.engine, loop, settings, self._on_closed)
         except BaseException:

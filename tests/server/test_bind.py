@@ -14,6 +14,7 @@ import pytest
 
 from fastsocks import addresses
 from fastsocks import bind as binding
+from fastsocks import server as servers
 
 STRANGER = "127.0.0.2"
 GREETED = b"\x05\x00"
@@ -507,6 +508,45 @@ async def test_nothing_can_listen(server, dial, say, monkeypatch, books):
         assert await client.to_end() == say.failed(1)
         client.close()
     await ledger.balance()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept_alive"),
+    [
+        ({}, False),
+        ({"allow_bind": True}, False),
+        ({"bind_timeout": 0}, False),
+        ({"allow_bind": True, "bind_timeout": 0}, True),
+        ({"allow_bind": True, "bind_timeout": 7200}, True),
+        ({"udp_timeout": 0}, True),
+        ({"idle_timeout": 0}, True),
+        ({"half_closed_timeout": 86400}, True),
+    ],
+    ids=str,
+)
+async def test_client_that_vanishes_is_found_out(serve, monkeypatch, settings, kept_alive):
+    """By the kernel, where no limit of time ends what it has begun."""
+    asked = []
+    real = servers.bind_all
+    monkeypatch.setattr(servers, "bind_all", lambda *what: asked.append(what[1]) or real(*what))
+    async with serve(**settings):
+        assert asked == [kept_alive]
+
+
+async def test_peer_that_vanishes_is_found_out(offer, bind5, dial, monkeypatch):
+    taken = []
+    real = binding.Waiting._on_connection
+
+    def look(self, arrival):
+        real(self, arrival)
+        taken.append(arrival.result().getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
+    monkeypatch.setattr(binding.Waiting, "_on_connection", look)
+    async with offer(idle_timeout=0) as server:
+        client, place = await bind5(server, "127.0.0.1")
+        peer = await dial(place)
+        assert await second(client) == peer.name
+    assert taken == [1]
 
 
 class Starved(socket.socket):
