@@ -28,9 +28,9 @@ ANYONE = frozenset({"0.0.0.0", "::"})
 
 class Binder:
     """Listens for sessions. ``anyone`` lets a client name no peer (0.0.0.0 or ::),
-    ``timeout`` is in seconds from listening to the peer's connection, 0 for none,
-    ``sources`` are the addresses to listen on by family, in place of the one from
-    which the peer would be reached."""
+    ``lookup_timeout`` is in seconds for a peer's name, ``timeout`` from listening to the
+    peer's connection, both 0 for none. ``sources`` are the addresses to listen on by
+    family, in place of the one from which the peer would be reached."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Binder:
         judge: Judge,
         sources: Mapping[str, str],
         anyone: bool,
+        lookup_timeout: float,
         timeout: float,
     ) -> None:
         self._engine = engine
@@ -46,6 +47,7 @@ class Binder:
         self._judge = judge
         self._sources = dict(sources)
         self._anyone = anyone
+        self._lookup_timeout = lookup_timeout
         self._timeout = timeout
 
     async def listen(self, client: Conn, host: str, port: int, is_name: bool) -> Waiting:
@@ -53,7 +55,7 @@ class Binder:
         without an address, OSError where nothing can listen."""
         peers: tuple[str, ...] = (host,)
         if is_name:
-            found = await self._resolver.resolve(host, self._timeout)
+            found = await self._resolver.resolve(host, self._lookup_timeout)
             # A client of SOCKS4a can be told no others than IPv4 addresses.
             peers = tuple(sorted(found, key=family_of))
         if peers[0] in ANYONE:

@@ -132,7 +132,15 @@ class Server:
             users=self._users,
             ident=self._ident,
             dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources, config.prefer),
-            binder=Binder(engine, resolver, judge, sources, config.bind_anyone, config.bind_timeout)
+            binder=Binder(
+                engine,
+                resolver,
+                judge,
+                sources,
+                config.bind_anyone,
+                config.connect_timeout,
+                config.bind_timeout,
+            )
             if config.allow_bind
             else None,
             associations=Associations(

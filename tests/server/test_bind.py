@@ -320,6 +320,20 @@ async def test_peer_whose_name_does_not_exist(server, dial, say, names):
     assert await client.to_end() == say.failed(4)
 
 
+async def test_peer_whose_name_gets_no_answer(offer, dial, say, names, books):
+    """It is given the time that every look-up has, not that of waiting for a peer."""
+    names.hang("slow.test")
+    async with offer(connect_timeout=0.1, bind_timeout=0) as server:
+        ledger = books(server)
+        client = await dial(server)
+        assert await client.ask(say.no_login, 2) == GREETED
+        await client.send(say.socks5("slow.test", 1, command=2))
+        assert await client.to_end() == say.failed(4)
+        client.close()
+        names.release()
+        await ledger.balance()
+
+
 # -- while it waits --------------------------------------------------------------
 
 
