@@ -338,37 +338,41 @@ async def test_literal_in_a_name_field(server, associated, datagrams, say):
     assert (await target.receive())[0] == b"ping"
 
 
+@pytest.mark.parametrize("limit", [3, associate.NAMES_LIMIT])
 async def test_names_that_wait_are_bounded_and_literals_are_not(
-    server, associated, datagrams, names, until, books
+    serve, associated, datagrams, names, monkeypatch, books, limit
 ):
     """Neither does one client's hold up another's."""
-    target = datagrams()
-    ledger = books(server)
-    many = [f"name{number}.test" for number in range(associate.NAMES_LIMIT * 3)]
+    monkeypatch.setattr(associate, "NAMES_LIMIT", limit)
+    many = [f"name{number}.test" for number in range(100)]
     names.hang(*many)
     names.answers["known.test"] = ["127.0.0.1"]
-    one, other = await associated(server), await associated(server)
-    await one.exchange(target)  # its literal is known before the flood
-    for name in many:
-        one.send(name, 9, b"held")
-        await one.control.seen()
-    await one.exchange(target)
-    await other.exchange(target, "known.test")
-    assert 0 < len(names.asked) - 1 <= associate.NAMES_LIMIT
-    one.end()
-    other.end()
-    await ledger.balance()  # although nothing has been answered
+    target = datagrams()
+    async with serve(connect_timeout=60) as server:
+        ledger = books(server)
+        one, other = await associated(server), await associated(server)
+        await one.exchange(target)  # its literal is known before the flood
+        for name in many:
+            one.send(name, 9, b"held")
+            await one.control.seen()
+        await one.exchange(target)
+        await other.exchange(target, "known.test")
+        assert 0 < len(names.asked) - 1 <= limit
+        one.end()
+        other.end()
+        await ledger.balance()  # although nothing has been answered
 
 
-async def test_name_that_is_answered_after_the_end(server, associated, names, until, books):
+async def test_name_that_is_answered_after_the_end(serve, associated, names, until, books):
     names.hang("slow.test")
-    ledger = books(server)
-    one = await associated(server)
-    one.send("slow.test", 9, b"held")
-    await until(lambda: names.asked, "it is asked for")
-    one.end("reset")
-    await ledger.balance()
-    names.release()
+    async with serve(connect_timeout=60) as server:
+        ledger = books(server)
+        one = await associated(server)
+        one.send("slow.test", 9, b"held")
+        await until(lambda: names.asked, "it is asked for")
+        one.end("reset")
+        await ledger.balance()
+        names.release()
 
 
 # -- where they may go -----------------------------------------------------------
