@@ -588,6 +588,9 @@ cdef class Engine:
         timer_clear(&self.resume_timer)
         self.accepting = False
         for sock, _ in self.listeners:
+            # Where somebody else has it open too (a service manager, a forked child),
+            # closing alone would leave it in the epoll, ready for ever.
+            watch(self.epfd, EPOLL_CTL_DEL, sock.fileno(), 0, 0)
             sock.close()
         self.listeners.clear()
 
