@@ -814,6 +814,8 @@ cdef class Engine:
         cdef int fd
         cdef int on = 1
         cdef socklen_t length = sizeof(Address)
+        if self.epfd < 0:
+            raise OSError(EBADF, "this engine is closed")
         fd = sock.detach()
         conn = self.enter(fd)
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)

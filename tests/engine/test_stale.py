@@ -105,6 +105,21 @@ async def test_a_listener_that_somebody_else_has_open_too(rig, calm):
     rig.hold(kept.accept()[0])
 
 
+async def test_nothing_is_adopted_by_an_engine_that_is_closed(rig):
+    refused = []
+
+    def on_closed(ended):
+        with pytest.raises(OSError, match="closed"):
+            rig.connected()
+        refused.append(ended)
+
+    rig.engine.close()
+    rig.engine = type(rig.engine)(rig.loop, rig.settings, on_closed)
+    rig.relay()
+    rig.engine.close()
+    assert len(refused) == 1
+
+
 # -- the relay of streams ----------------------------------------------------
 
 
