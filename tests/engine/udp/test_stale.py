@@ -54,9 +54,7 @@ def send_a_datagram(client, _):
 
 
 @pytest.mark.parametrize("relay_threads", [0, 1])
-@pytest.mark.parametrize(
-    "action", [reset_control, close_control, say_something, send_a_datagram]
-)
+@pytest.mark.parametrize("action", [reset_control, close_control, say_something, send_a_datagram])
 async def test_a_socket_that_somebody_else_has_open_too(
     make_native_place, reset, calm, relay_threads, action
 ):
