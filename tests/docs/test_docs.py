@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,8 @@ def start(block: Block, where: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("block", of("sh test", "python test"))
 def test_it_runs(block, tmp_path):
     process = start(block, tmp_path)
+    hurry = threading.Timer(3 * PATIENCE, os.killpg, [process.pid, signal.SIGKILL])
+    hurry.start()
     try:
         said = ""
         while line := process.stdout.readline():
@@ -74,6 +77,7 @@ def test_it_runs(block, tmp_path):
                 os.killpg(process.pid, signal.SIGTERM)
         status = process.wait(PATIENCE)
     finally:
+        hurry.cancel()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.stdout.close()

@@ -56,12 +56,13 @@ async def test_code(server, dial, say, books, request_, code):
 
 
 async def test_udp_that_is_not_offered(serve, dial, say, books):
-    server = await serve(udp=False)
-    ledger = books(server)
-    client = await dial(server)
-    assert await refusal(client, say.no_login + b"\x05\x03\x00\x01" + bytes(6)) == say.failed(7)
-    client.close()
-    await ledger.balance()
+    async with serve(udp=False) as server:
+        ledger = books(server)
+        client = await dial(server)
+        asked = say.no_login + b"\x05\x03\x00\x01" + bytes(6)
+        assert await refusal(client, asked) == say.failed(7)
+        client.close()
+        await ledger.balance()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::ffff:127.0.0.1"])

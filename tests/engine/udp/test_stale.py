@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 from pathlib import Path
@@ -149,3 +150,12 @@ async def test_what_datagrams_wait_for_is_not_forgotten(place):
     client.association.answer(*held[0], target.address, 0)
     assert await target.recv() == b"waits"
     assert len(client.asked) == 1501
+
+
+def test_what_is_about_to_be_sent_is_not_forgotten_before(program):
+    process = program(
+        "udp_forgotten", GLIBC_TUNABLES="glibc.malloc.tcache_count=0:glibc.malloc.perturb=165"
+    )
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, process.log.read_text()
+    assert json.loads(out) == {"came": True, "asked": 1025}
