@@ -591,7 +591,6 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
         if not can_hold(assoc, length - start):
             count_u64(&udp.stats.full, 1)
             return
-        flush(relay, assoc)
         forget_address(assoc, destination)
         destination.verdict = ASKED
         ask(relay, assoc, destination)

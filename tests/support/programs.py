@@ -38,6 +38,7 @@ PACKAGES = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "strace": "strace",
     "tnftp": "tnftp",
     "unshare": "util-linux",
     "vsftpd": "vsftpd",

@@ -76,6 +76,16 @@ async def test_a_socket_that_somebody_else_has_open_too(
     assert len(place.rig.ends) == 1
 
 
+async def test_an_old_handle_does_not_kill_a_new_association(place):
+    client, target = place.client(), place.target()
+    place.rig.engine.kill(client.handle)
+    await place.rig.ended()
+    successor = place.client()
+    place.rig.engine.kill(client.handle)
+    await successor.ping(target)
+    assert len(place.rig.ends) == 1
+
+
 async def test_an_order_to_end_that_comes_after_the_end(place):
     """Told before the loop knows of the end, obeyed when the slot has been used again."""
     client, target = place.client(), place.target()
