@@ -92,7 +92,8 @@ def measure(part: Part, options: argparse.Namespace) -> None:
         whole = found | {"workloads": workloads, "rounds": "1" if options.quick else "2 or 3"}
         if options.rounds:
             whole["rounds"] = str(options.rounds)
-        (RESULTS / f"{part.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    # Only now: half a part shall not replace a whole one.
+    (RESULTS / f"{part.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def _run(

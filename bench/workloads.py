@@ -90,7 +90,7 @@ def _bulk(way: str, flows: int, *, wide: bool = False) -> Workload:
 def _lost(group: str) -> Callable[[Outcome], float]:
     def of(outcome: Outcome) -> float:
         figures = outcome["main"][group]
-        return 100.0 * figures["lost"] / max(1, figures["lost"] + figures["count"])
+        return float(100.0 * figures["lost"] / max(1, figures["lost"] + figures["count"]))
 
     return of
 

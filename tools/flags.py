@@ -1,16 +1,23 @@
-"""Writes docs/flags.md from the parser: tools/flags.py > docs/flags.md"""
+"""Writes docs/flags.md from the parsers: tools/flags.py > docs/flags.md"""
 
 from __future__ import annotations
 
 import argparse
 
-from fastsocks.cli import build_parser
+from fastsocks import cli, passwd
 
 HEAD = """\
 # Every flag
 
-Written by `tools/flags.py` from the program's own parser; a test keeps it up to date.
-{epilog}
+Written by `tools/flags.py` from the program's own parsers; a test keeps it up to date.
+Exit status: 0 stopped as asked, 1 could not run, 2 was asked for something that makes no
+sense; what was wrong is told in one line.
+"""
+
+SECTION = """
+## {prog}
+
+{text}
 
 | flag | what it does |
 |---|---|
@@ -18,14 +25,21 @@ Written by `tools/flags.py` from the program's own parser; a test keeps it up to
 
 
 def page() -> str:
-    parser = build_parser()
+    return HEAD + "".join(section(build()) for build in (cli.build_parser, passwd.build_parser))
+
+
+def section(parser: argparse.ArgumentParser) -> str:
+    text = " ".join(filter(None, (parser.description, parser.epilog)))
     rows = [row(action) for action in parser._actions if action.help is not argparse.SUPPRESS]
-    return HEAD.format(epilog=parser.epilog) + "".join(rows)
+    return SECTION.format(prog=parser.prog, text=text) + "".join(rows)
 
 
 def row(action: argparse.Action) -> str:
-    value = f" {action.metavar or action.dest.upper()}" if action.nargs != 0 else ""
-    names = ", ".join(f"`{name}{value}`" for name in action.option_strings)
+    # An argument that is no flag has no option strings; one with "+" may have several values.
+    value = "" if action.nargs == 0 else action.metavar or action.dest.upper()
+    value = f"{value}{'...' if action.nargs == '+' else ''}"
+    flags = [f"{name} {value}".strip() for name in action.option_strings] or [value]
+    names = ", ".join(f"`{flag}`" for flag in flags)
     # argparse reads "%%" as a percent sign; a table reads "|" as the end of a cell.
     text = (action.help or "").replace("%%", "%").replace("|", "\\|")
     return f"| {names} | {text} |\n"

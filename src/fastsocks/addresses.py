@@ -171,7 +171,9 @@ class Judge:
                     continue
             elif row.use is Use.SPECIAL and (local or self._allows(row, packed)):
                 continue
-            raise RuleDenied(f"{host} is in {row.name} ({row.network}, {row.source})")
+            may_be_allowed = row.use is Use.SPECIAL or (row.use is Use.GROUP and datagram)
+            remedy = f"; needs --allow {row.name}" if may_be_allowed else ""
+            raise RuleDenied(f"{host} is in {row.name} ({row.network}, {row.source}){remedy}")
 
     def _allow(self, entry: str) -> None:
         if entry == EVERY_RANGE:
@@ -181,12 +183,14 @@ class Judge:
             self._names.add(entry)
             return
         try:
-            network = ipaddress.ip_network(entry)
-        except ValueError as error:
+            network = ipaddress.ip_network(entry, strict=False)
+        except ValueError:
             raise ValueError(
-                f"allow {entry}: must be a network such as 10.1.0.0/16 ({error}),"
+                f"allow {entry}: must be a network such as 10.1.0.0/16,"
                 f' "{EVERY_RANGE}", or one of {", ".join(NAMES)}'
             ) from None
+        if network.network_address != ipaddress.ip_interface(entry).ip:
+            raise ValueError(f"allow {entry}: begins in the middle of a network: write {network}")
         self._networks.append(_numbers(network))
 
     def _allows(self, row: Range, packed: bytes) -> bool:

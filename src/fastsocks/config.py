@@ -231,7 +231,7 @@ def is_credential(text: str) -> bool:
 
 def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name} {value}: must be one of {', '.join(allowed)}")
+        raise ConfigError(f"{name} {value}: must be one of {', '.join(filter(None, allowed))}")
 
 
 def within(name: str, value: float, least: float, most: float) -> None:

@@ -23,17 +23,7 @@ PASSWORD_OCTETS = 255  # RFC 1929
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser(
-        prog="fastsocks passwd",
-        description="Adds a user to a users file (--users of fastsocks) or changes his password,"
-        " which is asked for, or read from the first line of standard input. A running fastsocks"
-        " takes the change over by itself.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", metavar="FILE", help="made if there is none, for its owner only")
-    parser.add_argument("user", metavar="USER", help="1 to 255 octets of UTF-8, without a colon")
-    parser.add_argument("--delete", action="store_true", help="remove the user")
-    options = parser.parse_args(argv)
+    options = build_parser().parse_args(argv)
     try:
         users_file.check_name(options.user)
         print(f"{options.user}: {change(options.file, options.user, options.delete)}")
@@ -45,6 +35,20 @@ def main(argv: Sequence[str]) -> int:
         print(f"fastsocks passwd: {options.file}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="fastsocks passwd",
+        description="Adds a user to a users file (--users of fastsocks) or changes his password,"
+        " which is asked for, or read from the first line of standard input. A running fastsocks"
+        " takes the change over by itself.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", help="made if there is none, for its owner only")
+    parser.add_argument("user", metavar="USER", help="1 to 255 octets of UTF-8, without a colon")
+    parser.add_argument("--delete", action="store_true", help="remove the user")
+    return parser
 
 
 def change(file: str, user: str, delete: bool) -> str:

@@ -1,28 +1,59 @@
-# Shows that the documentation is true: every command in it runs, and every flag is in it.
+# Shows that the documentation is true: every command in it runs, every flag and every setting
+# is in it, and what starts the program in a container or as a service uses flags that it has.
 #
-# The word behind ``` says how a block is tried: `sh test` and `python test` have to succeed (a
-# server is stopped as soon as it listens), `sh fails` has to be refused with status 2, `sh root`
-# changes the machine and is read only, any other kind is no command. $PORT is a free port.
+# The word behind ``` says how a block is tried:
+#
+#     sh test       succeeds, or starts a server, which is stopped as soon as it listens
+#     sh lines      the same for each line by itself, with addresses of this machine put in
+#     sh client     is what somebody does while a proxy serves; each line has to print a page
+#     sh fails      is refused with one line and status 2
+#     sh make       names targets of the Makefile
+#     sh install    names extras that there are
+#     sh root       changes the machine, and is read only
+#     python test   succeeds
+#
+# Any other kind is no command. $PORT is a free port.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import http.server
+import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from fastsocks.config import Config
+from support.programs import need
+
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
-PATIENCE = 20
+PATIENCE = 30
+LISTENING = "fastsocks listening on"
 SYSCTL = re.compile(r"^sysctl -w ([\w.-]+)=")
+
+# What the pages say about a reader's machine, and what it is here.
+ELSEWHERE = (
+    ("fastsocks  ", "fastsocks --listen 127.0.0.1:$PORT  "),  # without flags
+    ("192.0.2.1", "127.0.0.1"),
+    ("1080", "$PORT"),
+    ("1081", "0"),
+)
+PAGE = b"a page"
 
 
 class Block(NamedTuple):
@@ -46,16 +77,30 @@ def of(*kinds: str) -> list[object]:
     return [pytest.param(block, id=f"{block.page}:{block.line}") for block in chosen]
 
 
-def start(block: Block, where: Path) -> subprocess.Popen[str]:
-    program = [sys.executable] if block.kind.startswith("python") else ["sh", "-e"]
-    (where / "block").write_text(block.text)
+def lines(*kinds: str) -> list[object]:
+    return [
+        pytest.param(block._replace(text=line), id=f"{block.page}:{block.line + number}")
+        for block in blocks()
+        if block.kind in kinds
+        for number, line in enumerate(block.text.splitlines(), 1)
+        if line.strip()
+    ]
+
+
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(kind: str, text: str, where: Path, **environment: str) -> subprocess.Popen[str]:
+    program = [sys.executable] if kind.startswith("python") else ["sh", "-e"]
+    (where / "block").write_text(text)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "PORT": str(free_port()), **environment}
     return subprocess.Popen(
         [*program, "block"],
         cwd=where,
-        env={**os.environ, "PATH": path, "PORT": str(port)},
+        env={**os.environ, **settings},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -64,35 +109,97 @@ def start(block: Block, where: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("block", of("sh test", "python test"))
-def test_it_runs(block, tmp_path):
-    process = start(block, tmp_path)
-    hurry = threading.Timer(3 * PATIENCE, os.killpg, [process.pid, signal.SIGKILL])
-    hurry.start()
+@contextlib.contextmanager
+def running(kind: str, text: str, where: Path, **environment: str) -> Iterator[str]:
+    """What it has said by the time that it listens, or has ended well."""
+    process = start(kind, text, where, **environment)
     try:
         said = ""
         while line := process.stdout.readline():
             said += line
-            if line.startswith("fastsocks listening on"):
-                os.killpg(process.pid, signal.SIGTERM)
-        status = process.wait(PATIENCE)
+            if line.startswith(LISTENING):
+                break
+        else:
+            assert process.wait(PATIENCE) == 0, said
+        yield said
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            said += process.stdout.read()
+            # A shell with several commands dies by the signal, fastsocks says that it stops.
+            assert process.wait(PATIENCE) in (0, -signal.SIGTERM), said
+        assert "Traceback" not in said
     finally:
-        hurry.cancel()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait(PATIENCE)
         process.stdout.close()
-    stopped = "fastsocks listening on" in said and status == -signal.SIGTERM
-    assert status == 0 or stopped, said
-    assert "Traceback" not in said
-    assert said, "a command in the docs that shows nothing"
+
+
+def here(text: str) -> str:
+    for theirs, ours in ELSEWHERE:
+        text = text.replace(theirs, ours)
+    return text
+
+
+@pytest.mark.parametrize("block", of("sh test", "python test"))
+def test_it_runs(block, tmp_path):
+    with running(block.kind, block.text, tmp_path) as said:
+        assert said, "a command in the docs that shows nothing"
+
+
+@pytest.mark.parametrize("block", lines("sh lines"))
+def test_each_line_serves(block, tmp_path):
+    (tmp_path / "secret").write_text("a long password\n")
+    subprocess.run(
+        [sys.executable, "-m", "fastsocks", "passwd", "users", "me"],
+        cwd=tmp_path,
+        input=b"a long password\n",
+        capture_output=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    with running(block.kind, here(block.text), tmp_path) as said:
+        assert LISTENING in said
+
+
+@pytest.mark.parametrize("block", lines("sh client"))
+def test_a_client_gets_its_page(block, tmp_path, page):
+    program = need(block.text.split()[0])
+    with running("sh", "exec fastsocks --listen 127.0.0.1:$PORT --allow all", tmp_path) as said:
+        where = re.search(r"listening on (127\.0\.0\.1:\d+) ", said)[1]
+        command = block.text.replace("127.0.0.1:1080", where).replace("https://example.org/", page)
+        assert command.count(where) == command.count(page) == 1
+        got = subprocess.run(
+            [program, *shlex.split(command)[1:]],
+            capture_output=True,
+            timeout=PATIENCE,
+            env={name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
+        )
+    assert got.stdout == PAGE, got.stderr
 
 
 @pytest.mark.parametrize("block", of("sh fails"))
 def test_it_is_refused(block, tmp_path):
-    process = start(block, tmp_path)
+    process = start(block.kind, block.text, tmp_path)
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, said
     assert said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("block", lines("sh make"))
+def test_the_makefile_has_it(block):
+    program, target = block.text.split()[:2]
+    assert program == "make"
+    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", lines("sh install"))
+def test_there_are_such_extras(block):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    found = re.match(r"pip install (?:\.|'\.\[([\w,]+)\]')(?: |$)", block.text)
+    assert found, f"cannot be checked: {block.text}"
+    extras = set(found[1].split(",")) if found[1] else set()
+    assert extras <= project["optional-dependencies"].keys()
 
 
 @pytest.mark.parametrize("block", of("sh root"))
@@ -105,7 +212,10 @@ def test_it_names_what_the_kernel_has(block):
 
 
 def test_no_command_goes_unmarked():
-    known = {"sh test", "sh root", "sh fails", "python test", "text", "ini", "yaml"}
+    documented = re.findall(
+        r"^#     (\w+ \w+) {2,}", Path(__file__).read_text("utf-8"), re.MULTILINE
+    )
+    known = {*documented, "text", "ini", "yaml"}
     assert [block for block in blocks() if block.kind not in known] == []
 
 
@@ -122,7 +232,70 @@ def test_the_flags_are_those_of_the_program():
     assert page == written.stdout, "run tools/flags.py > docs/flags.md"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_setting_of_a_server_is_told_with_its_default():
+    page = (ROOT / "docs" / "python-api.md").read_text("utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", page, re.MULTILINE))
+    default = Config()
+    assert told == {
+        field.name: repr(getattr(default, field.name)) for field in dataclasses.fields(Config)
+    }
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)", path.read_text("utf-8")):
         assert "://" in target or (path.parent / target).exists(), target
+
+
+# -- where others start it ---------------------------------------------------
+
+
+def test_the_container_serves_and_is_found_healthy(tmp_path):
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    entry = json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", dockerfile, re.MULTILINE)[1])
+    probe = json.loads(re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile, re.MULTILINE)[1])
+    flags = json.loads(
+        re.search(r"command: (\[.*\])", (ROOT / "compose.yaml").read_text("utf-8"))[1]
+    )
+    port = str(free_port())
+    command = shlex.join([*entry, *flags]).replace("1080", port)
+    with running("sh", f"exec {command}", tmp_path, FASTSOCKS_PASSWORD="secret") as said:
+        assert said.startswith(f"{LISTENING} 0.0.0.0:{port} ")
+        healthy = [argument.replace("1080", port) for argument in probe]
+        subprocess.run([sys.executable, *healthy[1:]], check=True, timeout=PATIENCE)
+
+
+def test_the_unit_has_flags_that_serve(tmp_path):
+    unit = (ROOT / "contrib" / "fastsocks.service").read_text("utf-8")
+    flags = re.search(r"^#\s+FLAGS=(.*)$", unit, re.MULTILINE)[1]
+    users = tmp_path / "users"
+    subprocess.run(
+        [sys.executable, "-m", "fastsocks", "passwd", str(users), "me"],
+        input=b"a long password\n",
+        capture_output=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    flags = here(flags).replace("/run/credentials/fastsocks.service/users", str(users))
+    with running("sh", f"exec fastsocks {flags}", tmp_path) as said:
+        assert LISTENING in said
+
+
+@pytest.fixture
+def page() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(PAGE)))
+            self.end_headers()
+            self.wfile.write(PAGE)
+
+        def log_message(self, *arguments: object) -> None:
+            """Silent."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()

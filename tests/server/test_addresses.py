@@ -119,6 +119,7 @@ def test_row(row):
         allowed_here = found.use is Use.SPECIAL and not found.inside
         assert bool(denied(host, LOCAL)) is not allowed_here or found.inside
         if allowed_here:
+            assert denied(host).endswith(f"; needs --allow {found.name}")
             assert not denied(host, allowed=[found.name])
             assert not denied(host, allowed=[found.network])
             assert not denied(host, allowed=["all"])
@@ -371,12 +372,20 @@ def test_a_name_allows_all_its_rows():
     assert denied("127.0.0.1", allowed=["private"])
 
 
-@pytest.mark.parametrize("entry", ["10.0.0.1/8", "privat", "", "10.0.0.0/33", "unspecified", "::x"])
+@pytest.mark.parametrize("entry", ["privat", "", "10.0.0.0/33", "unspecified", "::x"])
 def test_a_wrong_entry_is_named_with_what_would_be_right(entry):
     with pytest.raises(ValueError, match="must be a network such as") as raised:
         Judge(["private", entry], [])
     assert str(raised.value).startswith(f"allow {entry}: ")
     assert "link-local" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "meant"), [("10.0.0.1/8", "10.0.0.0/8"), ("2001:db8::1/32", "2001:db8::/32")]
+)
+def test_a_network_that_begins_in_its_middle_is_told_where_it_begins(entry, meant):
+    with pytest.raises(ValueError, match=f"write {meant}$"):
+        Judge([entry], [])
 
 
 # -- loops ---------------------------------------------------------------------
