@@ -8,7 +8,9 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import uvloop
@@ -22,6 +24,36 @@ uvloop.new_event_loop().close()
 
 def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
+
+
+# Only pytest-timeout's thread ends a test that hangs under uvloop, which keeps signals to
+# itself. It ends pytest as well, and knows neither the test nor its Tasks: so they are told
+# a moment before.
+
+LAST_WORDS = pytest.StashKey[threading.Timer]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    timer = threading.Timer(settings.timeout * 0.95, tell_where_it_hangs, [item.nodeid])
+    timer.daemon = True
+    timer.start()
+    item.stash[LAST_WORDS] = timer
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    if LAST_WORDS in item.stash:
+        item.stash[LAST_WORDS].cancel()
+        # Tests count threads, and an ending one may still be there.
+        item.stash[LAST_WORDS].join()
+
+
+def tell_where_it_hangs(name: str) -> None:
+    print(f"this test hangs: {name}", file=sys.stderr)
+    for found in gc.get_objects():
+        if isinstance(found, asyncio.Task) and not found.done():
+            found.print_stack(file=sys.stderr)
 
 
 @pytest.fixture(params=ENGINES)

@@ -250,7 +250,7 @@ cdef class Datagrams:
             question = first
             first = <Question *>question.next
             assoc = assoc_at(&self.arena, question.index)
-            if assoc.generation == question.generation and assoc.keeper != NULL:
+            if assoc.generation == question.generation:
                 association = <Association>assoc.keeper
                 head = 2 if question.wire[0] == ATYP_NAME else 1
                 raw = PyBytes_FromStringAndSize(

@@ -593,6 +593,9 @@ cdef class Engine:
         timer_clear(&self.resume_timer)
         self.accepting = False
         for sock, _ in self.listeners:
+            # Where somebody else has it open too (a service manager, a forked child),
+            # closing alone would leave it in the epoll, ready for ever.
+            watch(self.epfd, EPOLL_CTL_DEL, sock.fileno(), 0, 0)
             sock.close()
         self.listeners.clear()
 
@@ -816,6 +819,8 @@ cdef class Engine:
         cdef int fd
         cdef int on = 1
         cdef socklen_t length = sizeof(Address)
+        if self.epfd < 0:
+            raise OSError(EBADF, "this engine is closed")
         fd = sock.detach()
         conn = self.enter(fd)
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)

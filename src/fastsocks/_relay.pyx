@@ -400,7 +400,7 @@ cdef int dir_move(Relay *relay, Pair *pair, int d) noexcept nogil:
         if dir.state == FIN_SEEN:
             step = WAIT
             if source.broken:
-                break
+                break  # a reset, which looks like a FIN to who asks for nothing else
             dir.state = DONE
             # When both directions are done close() sends the FIN anyway.
             if pair.dir[1 - d].state != DONE:
@@ -524,8 +524,8 @@ cdef void relay_event(Relay *relay, uint64_t data, uint32_t events) noexcept nog
         end.readable = end.fresh = 1
     if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
         end.writable = 1
-    if events & EPOLLRDHUP and not events & EPOLLERR:
-        end.fin = 1  # with EPOLLERR it is a reset that looks like one
+    if events & EPOLLRDHUP:
+        end.fin = 1
     if events & EPOLLPRI:
         end.urgent = 1
     if events & EPOLLERR:

@@ -591,7 +591,6 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
         if not can_hold(assoc, length - start):
             count_u64(&udp.stats.full, 1)
             return
-        flush(relay, assoc)
         forget_address(assoc, destination)
         destination.verdict = ASKED
         ask(relay, assoc, destination)
@@ -726,7 +725,7 @@ cdef void write_header(char *header, Endpoint *source) noexcept nogil:
 # == one association =========================================================
 
 cdef uint64_t assoc_data(Assoc *assoc, int leg) noexcept nogil:
-    return (<uint64_t>assoc.generation << 32) | ASSOCIATION | (assoc.index << 2) | leg
+    return ASSOCIATION | (assoc.index << 2) | leg
 
 
 cdef Assoc *assoc_at(AssocArena *arena, uint32_t index) noexcept nogil:
@@ -783,6 +782,9 @@ cdef void assoc_end(Relay *relay, Assoc *assoc, int reason, int error) noexcept 
         reset_on_close(assoc.fd[CONTROL])
     for leg in range(LEGS):
         if assoc.fd[leg] >= 0:
+            # Where somebody else has it open too (a child between fork and exec), closing
+            # alone would leave it in the epoll, and this relay without rest.
+            watch(relay.epfd, EPOLL_CTL_DEL, assoc.fd[leg], 0, 0)
             close(assoc.fd[leg])
         assoc.fd[leg] = -1
     while destination != NULL:
@@ -806,15 +808,14 @@ cdef void assoc_end(Relay *relay, Assoc *assoc, int reason, int error) noexcept 
 # == the relay's turn ========================================================
 
 cdef void on_event(Relay *relay, uint64_t data, uint32_t events) noexcept nogil:
-    """A stale event (its socket closed, its slot used again) does not match."""
+    """Of an association that has ended in this turn nothing is left to be told, and of
+    older ones nothing comes: their sockets were off the epoll before the slot was free."""
     cdef Udp *udp = <Udp *>relay.guests
     cdef uint32_t low = <uint32_t>data & ~<uint32_t>ASSOCIATION
     cdef Assoc *assoc = assoc_at(udp.arena, low >> 2)
     cdef int leg = <int>(low & 3)
     cdef int error
     cdef socklen_t length = sizeof(error)
-    if load_u32(&assoc.generation) != <uint32_t>(data >> 32):
-        return
     if load_u32(&assoc.state) != ACTIVE or not scratch_ready(udp):
         return
     if leg == CONTROL:

@@ -113,6 +113,8 @@ def start(kind: str, text: str, where: Path, **environment: str) -> subprocess.P
 def running(kind: str, text: str, where: Path, **environment: str) -> Iterator[str]:
     """What it has said by the time that it listens, or has ended well."""
     process = start(kind, text, where, **environment)
+    hurry = threading.Timer(2 * PATIENCE, process.kill)  # else a silent one is waited for
+    hurry.start()
     try:
         said = ""
         while line := process.stdout.readline():
@@ -129,6 +131,7 @@ def running(kind: str, text: str, where: Path, **environment: str) -> Iterator[s
             assert process.wait(PATIENCE) in (0, -signal.SIGTERM), said
         assert "Traceback" not in said
     finally:
+        hurry.cancel()
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(PATIENCE)

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from support.programs import first_line
+
 PATIENCE = 60.0
 UP = """
 import fcntl, socket, struct, sys
@@ -31,8 +33,7 @@ def namespace(need):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"up\n"
+    assert first_line(holder) == b"up\n"
     yield [need("nsenter"), f"--net=/proc/{holder.pid}/ns/net", "--"]
     holder.communicate(timeout=PATIENCE)
 
@@ -65,7 +66,7 @@ def proxy(inside, engine):
     """The port of one that serves ``nobody`` alone."""
     command = ["--listen", "127.0.0.1:0", "--engine", engine, "--ident", "127.0.0.=nobody"]
     process = inside(sys.executable, "-m", "fastsocks", *command)
-    line = process.stdout.readline().decode()
+    line = first_line(process).decode()
     assert line.startswith("fastsocks listening on 127.0.0.1:"), line
     return int(line.split()[3].rpartition(":")[2])
 
@@ -88,7 +89,7 @@ def identd(inside, namespace, need, wait_until):
 def fetch(inside, need, namespace, plain_environment, proxy, tmp_path):
     """``fetch(user, scheme)``: (exit status, output, errors) of curl as that user."""
     server = inside(sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "0")
-    line = server.stdout.readline().decode()
+    line = first_line(server).decode()
     port = int(line.split(" port ")[1].split()[0])
 
     def run(user, scheme):

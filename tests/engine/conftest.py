@@ -293,6 +293,20 @@ def reset_fixture() -> Callable[[socket.socket], None]:
     return reset
 
 
+@pytest.fixture
+def black_hole() -> Iterator[tuple[str, int]]:
+    """The address of a listener whose queue is full: connecting to it takes for ever."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(address)
+        yield address
+
+
 # -- bulk, in threads, where the loop's own Python would be what is measured --
 
 

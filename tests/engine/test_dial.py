@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -17,20 +16,6 @@ import pytest
 from fastsocks.errors import ClientGone
 
 IP_BIND_ADDRESS_NO_PORT = 24  # Linux; the socket module has no name for it
-
-
-@pytest.fixture
-def black_hole():
-    """The address of a listener whose queue is full: connecting to it takes for ever."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        address = listener.getsockname()
-        for _ in range(8):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect(address)
-        yield address
 
 
 @pytest.fixture

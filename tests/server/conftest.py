@@ -121,14 +121,16 @@ class Client:
 
     async def exactly(self, size: int) -> bytes:
         data = b""
-        while len(data) < size and (more := await self.receive(size - len(data))):
-            data += more
+        async with asyncio.timeout(3 * PATIENCE):
+            while len(data) < size and (more := await self.receive(size - len(data))):
+                data += more
         return data
 
     async def to_end(self) -> bytes:
         data = b""
-        while more := await self.receive():
-            data += more
+        async with asyncio.timeout(3 * PATIENCE):
+            while more := await self.receive():
+                data += more
         return data
 
     async def ended(self) -> bool:

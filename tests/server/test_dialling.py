@@ -199,15 +199,15 @@ async def test_losers_are_closed_at_once(rig, listening, hole, until):
     remote.close()
 
 
-async def test_one_that_answers_late_still_wins(rig, listening, monkeypatch):
+async def test_one_that_answers_late_still_wins(rig, listening, monkeypatch, until):
     """While others were begun after it: nobody is given up for being slow."""
     monkeypatch.setattr(dialling, "STAGGER", 0.01)
     listener = listening("127.0.0.1", backlog=0)
     address = listener.getsockname()
     with socket.create_connection(address):
         begun = asyncio.ensure_future(rig.dial(address[1], "127.0.0.1", "127.0.0.6"))
-        while len(rig.engine.dialled) < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(rig.engine.dialled) == 2, "both are under way")
+        listener.settimeout(10)
         listener.accept()[0].close()
         remote = await asyncio.wait_for(begun, 30)
     assert remote.peer == address

@@ -8,9 +8,11 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,7 @@ PACKAGES = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "strace": "strace",
     "tnftp": "tnftp",
     "unshare": "util-linux",
     "vsftpd": "vsftpd",
@@ -49,6 +52,17 @@ def missing(what: str, remedy: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(text, pytrace=False)
     pytest.skip(text)
+
+
+def first_line(process: subprocess.Popen[Any], seconds: float = READY_SECONDS) -> Any:
+    """What a program says when it is ready; one that says nothing in time is ended."""
+    hurry = threading.Timer(seconds, process.kill)
+    hurry.start()
+    try:
+        assert process.stdout is not None
+        return process.stdout.readline()
+    finally:
+        hurry.cancel()
 
 
 def need(program: str) -> str:

@@ -21,7 +21,7 @@ from fastsocks import engine as contract
 
 MTU = 1500
 SIOCSIFFLAGS, SIOCSIFMTU, IFF_UP = 0x8914, 0x8922, 1
-SIZES = [1000, 3000, 1000, 2500, 1400]
+SIZES = [1000, 3000, 3000, 1000, 2500, 1400]
 COUNT = 20
 
 

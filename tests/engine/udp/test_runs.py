@@ -8,6 +8,8 @@ import random
 
 import pytest
 
+from support.programs import need
+
 SOL_UDP, UDP_SEGMENT = 17, 103
 
 
@@ -134,15 +136,25 @@ async def test_inline_and_in_threads_are_the_same(make_native_place, payload):
         await place.rig.ended(4)
 
 
-def test_what_the_kernel_will_not_cut_is_sent_one_by_one(program):
+def test_what_the_kernel_will_not_cut_is_sent_one_by_one(program, tmp_path):
     """UDP_SEGMENT is refused for what is longer than the path's packets: those are sent as
-    ever, in fragments, and the shorter ones go on leaving together."""
-    process = program("udp_short_path", prefix=["unshare", "--user", "--map-root-user", "--net"])
+    ever, in fragments, and the shorter ones go on leaving together. No length is refused
+    twice."""
+    calls = tmp_path / "calls"
+    process = program(
+        "udp_short_path",
+        prefix=[
+            *("unshare", "--user", "--map-root-user", "--net"),
+            *(need("strace"), "-f", "-e", "trace=sendmmsg", "-o", str(calls)),
+        ],
+        ASAN_OPTIONS="detect_leaks=0",  # which does not work in a program that is traced
+    )
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, process.log.read_text()
     result = json.loads(out)
-    assert [one["intact"] for one in result["rounds"]] == [True] * 5, result
-    assert [one["sends"] > 0 for one in result["rounds"]] == [True, False, True, False, True], (
-        result
-    )
+    assert [one["intact"] for one in result["rounds"]] == [True] * 6, result
+    together = [one["size"] for one in result["rounds"] if one["sends"]]
+    assert together == [1000, 1000, 1400], result
     assert result["failed"] == 0
+    refused = [line for line in calls.read_text().splitlines() if " = -1 E" in line]
+    assert len(refused) == 4, "3000 and 2500, each on the way up and on the way down"

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from support.programs import first_line
+
 # To come up or to end, on a machine that is busy elsewhere.
 PATIENCE = 30.0
 SOURCE = str(Path(__file__).resolve().parents[3] / "src")
@@ -52,7 +54,7 @@ class Proxy:
                 text=True,
             )
         assert self.process.stdout is not None
-        self.ready = self.process.stdout.readline()
+        self.ready = first_line(self.process)
         if not self.ready.startswith("fastsocks listening on "):
             self.process.kill()
             self.process.communicate()
@@ -117,6 +119,7 @@ def origin() -> Iterator[tuple[str, int, list[str]]]:
         with contextlib.suppress(OSError):
             while True:
                 connection, peer = listener.accept()
+                connection.settimeout(PATIENCE)
                 peers.append(peer[0])
                 with connection:
                     while data := connection.recv(65536):

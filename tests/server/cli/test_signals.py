@@ -24,9 +24,11 @@ def test_signal_ends_an_idle_proxy(start, engine_name, number):
 def test_signal_lets_a_download_finish(start, engine_name, number, exactly, wait_until):
     data, go_on = os.urandom(1 << 20), threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(PATIENCE)
 
     def serve() -> None:
         with listener, listener.accept()[0] as connection:
+            connection.settimeout(PATIENCE)
             connection.sendall(data)
             go_on.wait(PATIENCE)
             connection.sendall(data)

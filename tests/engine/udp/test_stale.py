@@ -1,0 +1,171 @@
+# Shows that what is meant for one association never reaches another that has taken its slot: an
+# event of a socket that somebody else has open too, an order or a question that comes too late;
+# nor does a datagram that waits lose its destination to others.
+#
+# These are about the turns of the native engine, so here most are taken by hand: run_once is the
+# front's, relay_inline the relay's.
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from fastsocks import engine as contract
+
+
+@pytest.fixture
+async def place(make_native_place):
+    """The native engine, whose relay has its turns on the loop's thread."""
+    return make_native_place(relay_threads=0)
+
+
+def open_too(place, is_it):
+    """Another descriptor of a socket that the engine has, as a forked child inherits."""
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if not str(link.readlink()).startswith("socket:"):
+                continue
+            sock = socket.socket(fileno=os.dup(int(link.name)))
+            with contextlib.suppress(OSError):
+                if is_it(sock):
+                    return place.rig.hold(sock)
+            sock.close()
+    raise AssertionError("there is no such socket")
+
+
+def reset_control(client, reset):
+    reset(client.control)
+
+
+def close_control(client, _):
+    client.control.close()
+
+
+def say_something(client, _):
+    client.control.send(b"?")
+
+
+def send_a_datagram(client, _):
+    client.sock.sendto(b"?", client.relay)
+
+
+@pytest.mark.parametrize("relay_threads", [0, 1])
+@pytest.mark.parametrize("action", [reset_control, close_control, say_something, send_a_datagram])
+async def test_a_socket_that_somebody_else_has_open_too(
+    make_native_place, reset, calm, relay_threads, action
+):
+    """Closing does not take it off the epoll then, and what is level-triggered would make
+    epoll come for ever."""
+    place = make_native_place(relay_threads=relay_threads)
+    ended, target = place.client(), place.target()
+    await ended.ping(target)
+    open_too(place, lambda sock: sock.getpeername() == ended.control.getsockname())
+    open_too(place, lambda sock: sock.getsockname() == ended.relay)
+    place.rig.engine.kill(ended.handle)
+    assert (await place.rig.ended())[3] == contract.KILLED
+    successor = place.client()
+    await successor.ping(target)
+    action(ended, reset)
+    await calm()
+    await successor.ping(target)
+    assert len(place.rig.ends) == 1
+
+
+async def test_an_old_handle_does_not_kill_a_new_association(place):
+    client, target = place.client(), place.target()
+    place.rig.engine.kill(client.handle)
+    await place.rig.ended()
+    successor = place.client()
+    place.rig.engine.kill(client.handle)
+    await successor.ping(target)
+    assert len(place.rig.ends) == 1
+
+
+async def test_an_order_to_end_that_comes_after_the_end(place):
+    """Told before the loop knows of the end, obeyed when the slot has been used again."""
+    client, target = place.client(), place.target()
+    await client.ping(target)
+    client.control.close()
+    place.rig.engine.relay_inline()
+    assert not place.rig.ends, "the end is known already"
+    place.rig.engine.kill(client.handle)
+    place.rig.engine.run_once()
+    assert (await place.rig.ended())[3] == contract.FINISHED
+    await place.client().ping(target)
+    assert len(place.rig.ends) == 1
+
+
+@pytest.mark.parametrize("order_first", [True, False])
+async def test_an_end_and_the_order_to_end_in_one_batch(place, order_first):
+    client, target = place.client(), place.target()
+    await client.ping(target)
+    if order_first:
+        place.rig.engine.kill(client.handle)
+    client.control.close()
+    client.send(b"too late", target.address)
+    if not order_first:
+        place.rig.engine.kill(client.handle)
+    place.rig.engine.relay_inline()
+    reason = contract.KILLED if order_first else contract.FINISHED
+    assert (await place.rig.ended())[3] == reason
+    await place.client().ping(target)
+    assert len(place.rig.ends) == 1
+    assert target.is_silent()
+
+
+async def test_a_question_whose_association_has_ended(place, allow):
+    """Another one takes the slot in the very turn in which the question would be put."""
+    successors = []
+
+    def on_closed(ended):
+        if not successors:
+            successors.append(place.client())
+
+    engine = place.rig.engine
+    place.rig.engine = type(engine)(place.rig.loop, place.rig.settings, on_closed)
+    engine.close()
+    client, target = place.client(), place.target()
+    place.rig.engine.relay_inline()
+    client.send(b"?", target.address)
+    client.control.close()
+    place.rig.engine.relay_inline()
+    place.rig.engine.run_once()
+    assert len(successors) == 1
+    assert not successors[0].asked
+    assert not client.asked
+    await successors[0].ping(target)
+
+
+async def test_what_datagrams_wait_for_is_not_forgotten(place):
+    """However many destinations are new meanwhile."""
+    held = []
+    target, others = place.target(), place.target()
+
+    def judge(association, *what):
+        if what[1] == b"slow.example":
+            held.append(what)
+        else:
+            association.answer(*what, others.address, 0)
+
+    client = place.client(on_ask=judge)
+    client.send(b"waits", ("slow.example", 53))
+    for number in range(1500):
+        client.send(b"%d" % number, (f"n{number}.example", 53))
+        assert await others.recv() == b"%d" % number
+    client.association.answer(*held[0], target.address, 0)
+    assert await target.recv() == b"waits"
+    assert len(client.asked) == 1501
+
+
+def test_what_is_about_to_be_sent_is_not_forgotten_before(program):
+    process = program(
+        "udp_forgotten", GLIBC_TUNABLES="glibc.malloc.tcache_count=0:glibc.malloc.perturb=165"
+    )
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, process.log.read_text()
+    assert json.loads(out) == {"came": True, "asked": 1025}
