@@ -30,7 +30,7 @@ from fastsocks.errors import (
     SocksError,
     reply_for,
 )
-from fastsocks.flow import Flow, endpoint
+from fastsocks.flow import Flow, endpoint, printable
 from fastsocks.ident import Ident
 from fastsocks.proto import foreign, wire
 from fastsocks.proto.machine import Machine, Methods
@@ -173,7 +173,8 @@ class Session:
             async with asyncio.timeout(self._login_timeout):
                 granted = await self._users.verify(client.peer, claim.user, claim.password)
         if not granted:
-            raise AuthError(f"wrong user or password for user {claim.user[:64]!r}")
+            user = printable(claim.user[:64].decode("utf-8", "replace"))
+            raise AuthError(f'wrong user or password for user "{user}"')
         flow.user = claim.user.decode("utf-8", "replace")
 
     # -- what it asks for --------------------------------------------------
