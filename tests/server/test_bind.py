@@ -452,6 +452,8 @@ async def test_more_octets_than_are_kept(server, bind5, dial, until, books):
     """The rest waits in the sockets, and nothing is lost or out of order."""
     ledger = books(server)
     client, place = await bind5(server, "127.0.0.1", more=LONG[:7])
+    # By itself it may grow to 4 MB, and would take all of it.
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
     sending = asyncio.ensure_future(client.send(LONG[7:] * 20))
     for _ in range(20):
         await client.seen()
