@@ -38,7 +38,8 @@ def measure(
         raise Unmeasured(reason)
     with ExitStack() as stack:
         directory = stack.enter_context(_new_directory())
-        origins = [_start_origin(stack, workload, place) for _ in range(1 + bool(workload.beside))]
+        programs = [workload.program, workload.beside_program][: 1 + bool(workload.beside)]
+        origins = [_start_origin(stack, program, place) for program in programs]
         setting = Setting(
             place, _next_port(), origins, Path(directory), unprivileged, workload.password
         )
@@ -57,7 +58,7 @@ def measure(
 
 
 def _no_sense(system: System, workload: Workload) -> str | None:
-    if system.kind is Kind.RELAY and workload.program == "udp":
+    if system.kind is Kind.RELAY and "udp" in (workload.program, workload.beside_program):
         return "it relays TCP only"
     if system.kind in (Kind.RELAY, Kind.NOTHING) and "--as" in workload.main:
         return "there is no handshake"
@@ -78,8 +79,8 @@ def _next_port() -> int:
     return port
 
 
-def _start_origin(stack: ExitStack, workload: Workload, place: Place) -> dict[str, int]:
-    command = (*place.to_origin, generator(workload.program), "origin", "--origin", place.origin)
+def _start_origin(stack: ExitStack, program: str, place: Place) -> dict[str, int]:
+    command = (*place.to_origin, generator(program), "origin", "--origin", place.origin)
     ports: dict[str, int] = json.loads(stack.enter_context(Load(*command, limit=900)).line())
     return ports
 
@@ -139,7 +140,7 @@ class _Run:
     def _client(self, origin: int, *arguments: object) -> Load:
         command = (
             *self.setting.place.to_client,
-            generator(self.workload.program),
+            generator((self.workload.program, self.workload.beside_program)[origin]),
             "client",
             *self.system.client_arguments(self.setting, origin),
             *("--seconds", self.seconds),

@@ -46,6 +46,7 @@ class Workload:
     alone_first: bool = False  # measure the main client without the second one as well
     idle: bool = False
     program: str = "load"  # the load generator: load.c or udp.c
+    beside_program: str = "load"
     password: bool = False  # the server asks for one
     wide: bool = False  # of the whole comparison only, not of every run
 
@@ -244,6 +245,24 @@ ALL = (
             Bar("sessions", 1, "SOCKS peers"),
         ),
         reference="microsocks",
+    ),
+    Workload(
+        name="rr-udp",
+        title="64-byte ping-pong on 8 connections, alone and beside one flood of datagrams",
+        main=("--rr", 8),
+        beside=("--up", 1, "--bytes", 1200, "--window", 64),
+        beside_program="udp",
+        alone_first=True,
+        metrics=(
+            Metric("times", "x p99 alone", False, _times_alone),
+            Metric("alone", "us p99 alone", False, _latency("rr", "p99_us", "alone")),
+            Metric("p99", "us p99 beside", False, _latency("rr", "p99_us")),
+            RR_RATE,
+            Metric("flood", "GB/s beside", True, _rate("up", "bytes", "beside", 1e9)),
+        ),
+        # Two loads more on the same CPUs move it without any proxy: read it beside "direct".
+        bars=(Bar("p99", 1, "SOCKS peers"),),
+        reference=None,
     ),
     Workload(
         name="idle",
