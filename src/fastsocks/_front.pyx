@@ -238,9 +238,12 @@ cdef class Conn:
         return settled(self.engine, None) if self.send_now(data) else self.wait(SEND)
 
     def has_left(self):
+        return self.was_reset() or self.fin
+
+    def was_reset(self):
         if self.fd >= 0:
             self.watch()
-        return self.fd < 0 or self.fin or self.reset
+        return self.fd < 0 or self.reset
 
     def deadline(self, double seconds):
         self.expired = False

@@ -104,6 +104,9 @@ class Conn(Protocol):
         """Whether the far end has sent FIN or reset the connection, however much is
         still unread. It may take a turn of the loop to be known."""
 
+    def was_reset(self) -> bool:
+        """The same of a reset alone: who has sent FIN may still want an answer."""
+
     def deadline(self, seconds: float) -> None:
         """From now on, in place of the one before; 0 for none."""
 

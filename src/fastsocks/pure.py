@@ -102,10 +102,17 @@ class Conn:
         await self.sent()
 
     def has_left(self) -> bool:
+        return self._is_over(RDHUP)
+
+    def was_reset(self) -> bool:
+        return self._is_over(0)
+
+    def _is_over(self, sign: int) -> bool:
+        """Whether there is that sign of an end, or of a reset, which comes unasked."""
         if self._fd < 0:
             return True
         look = select.poll()
-        look.register(self.sock, RDHUP)  # POLLHUP and POLLERR come unasked
+        look.register(self.sock, sign)
         return bool(look.poll(0))
 
     def deadline(self, seconds: float) -> None:

@@ -40,6 +40,7 @@ async def test_end_behind_what_is_unread(make_engine, kind, said, until):
     await far.send(said)
     far.finish()
     await until(conn.has_left, "the end is noticed")
+    assert not conn.was_reset(), "it may still be answered"
     read = b""
     while data := await conn.recv():
         read += data
@@ -69,6 +70,7 @@ async def test_reset(make_engine, until):
     await far.send(SAID)
     far.reset()
     await until(conn.has_left, "the reset is noticed")
+    assert conn.was_reset()
     with pytest.raises(ConnectionResetError):
         while await conn.recv():
             pass

@@ -91,6 +91,18 @@ async def test_while_its_name_is_resolved(serve, dial, say, echo, names, until, 
         await ledger.balance()
 
 
+async def test_reset_while_its_name_hangs(serve, dial, say, names, until, books):
+    """With no time limit at all: the reset alone ends it."""
+    names.hang("slow.example")
+    async with serve(connect_timeout=0) as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("slow.example", 80))
+        await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
+        client.reset()
+        await ledger.balance()
+
+
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_while_its_name_hangs(serve, dial, say, names, until, books, how):
     names.hang("slow.example")
