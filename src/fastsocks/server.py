@@ -19,13 +19,13 @@ from fastsocks.auth import Custom, Users
 from fastsocks.bind import Binder
 from fastsocks.config import Config, Listener
 from fastsocks.dial import Dialer
-from fastsocks.engine import Conn, End, Engine
+from fastsocks.engine import End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
 from fastsocks.ident import Ident
 from fastsocks.quiet import QuietLog
 from fastsocks.resolve import Resolver
-from fastsocks.session import Session, Stages
+from fastsocks.session import Sessions, Stages
 
 log = logging.getLogger("fastsocks")
 
@@ -55,7 +55,6 @@ class Server:
         self.addresses: list[Listener] = []
         self.engine: Engine | None = None
         self._users: Users | Custom = Users({})
-        self._tasks: dict[Conn, asyncio.Task[None]] = {}
         self._quiet = QuietLog(log)
 
     async def __aenter__(self) -> Server:
@@ -81,10 +80,10 @@ class Server:
                 sock.close()
             raise
         self.addresses = [sock.getsockname()[:2] for sock in listeners]
-        self._session = self._make_session(config, self.engine)
+        self._sessions = self._make_sessions(config, self.engine)
         self._loop = loop
         for sock in listeners:
-            self.engine.listen(sock, self._on_client)
+            self.engine.listen(sock, self._sessions.begin)
 
     @property
     def sessions(self) -> int:
@@ -112,18 +111,14 @@ class Server:
         # The engine reports ends of sessions, not of refused clients: so it is asked.
         while engine.sessions and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(STOP_POLL)
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks.clear()  # of those that were cancelled before they began
+        await self._sessions.end_all()
         self.engine = None
         engine.close()
         self._resolver.close()
         self._users.close()
         self._ident.close()
 
-    def _make_session(self, config: Config, engine: Engine) -> Session:
+    def _make_sessions(self, config: Config, engine: Engine) -> Sessions:
         judge = Judge(config.allow, self.addresses)
         sources = config.sources
         self._resolver = resolver = Resolver(config.prefer)
@@ -155,22 +150,9 @@ class Server:
             if config.udp
             else None,
         )
-        return Session(engine, stages, self._quiet, config.strict_methods, config.handshake_timeout)
-
-    def _on_client(self, client: Conn) -> None:
-        # create_task() would make up and format a name for each.
-        self._tasks[client] = asyncio.Task(
-            self._serve(client), loop=self._loop, name="fastsocks session"
+        return Sessions(
+            engine, stages, self._quiet, config.strict_methods, config.handshake_timeout
         )
-
-    async def _serve(self, client: Conn) -> None:
-        try:
-            await self._session.run(client)
-        except Exception:
-            log.exception("session of %s ended by an error in fastsocks", endpoint(*client.peer))
-        finally:
-            # A done callback would cost every session one more turn of the loop.
-            self._tasks.pop(client, None)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
         for end in ended:

@@ -58,9 +58,9 @@ class Stages:
     associations: Associations | None = None
 
 
-class Session:
-    """What all sessions of a server share. ``run`` is one of them. ``login_timeout`` is
-    in seconds, 0 for none."""
+class Sessions:
+    """Those of a server, and what they share. ``run`` is one of them. ``login_timeout``
+    is in seconds, 0 for none."""
 
     def __init__(
         self,
@@ -87,9 +87,25 @@ class Session:
             )
         self._quiet = quiet
         self._ident = stages.ident if stages.ident else None  # spares a call a session
+        self._loop = asyncio.get_running_loop()
+        self._tasks: dict[Conn, asyncio.Task[None]] = {}
+
+    def begin(self, client: Conn) -> None:
+        # create_task() would make up and format a name for each.
+        self._tasks[client] = asyncio.Task(
+            self.run(client), loop=self._loop, name="fastsocks session"
+        )
+
+    async def end_all(self) -> None:
+        """Ends those that are not relayed yet."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()  # of those that were cancelled before they began
 
     async def run(self, client: Conn) -> None:
-        """Ends when the client is relayed or gone; raises nothing a peer can cause."""
+        """Ends when the client is relayed or gone; raises nothing."""
         flow = Flow(client.peer)
         machine: Machine | None = None
         try:
@@ -116,8 +132,12 @@ class Session:
             self._quiet.info("timeout", "%s: handshake not finished in time", flow)
         except OSError as error:
             log.debug("%s: client left: %s", flow, error)
+        except Exception:
+            log.exception("%s ended by an error in fastsocks", flow)
         finally:
             client.close()
+            # A done callback would cost every session one more turn of the loop.
+            self._tasks.pop(client, None)
 
     # -- who it is ---------------------------------------------------------
 

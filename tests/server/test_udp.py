@@ -269,7 +269,7 @@ async def test_it_ends_when_the_server_stops(descriptors_balance, serve, associa
     """And gives up its place once, not twice."""
     server = serve(udp_per_client=3)
     server.start()
-    held = server._session._commands[3].args[0]._held
+    held = server._sessions._commands[3].args[0]._held
     ones = [await associated(server) for _ in range(3)]
     await ones[0].exchange(datagrams())
     assert held == {"127.0.0.1": 3}
