@@ -162,7 +162,7 @@ class Sessions:
                 answer = machine.choose(method)
             else:
                 if login_needed:
-                    await self._authenticate(client, event, flow)
+                    await self._authenticate(event, flow)
                 answer = machine.verdict(True)
             if not client.send_now(answer):
                 await client.sent()
@@ -187,11 +187,11 @@ class Sessions:
         if name is not None:
             flow.user = name.strip().decode("utf-8", "replace")
 
-    async def _authenticate(self, client: Conn, claim: Credentials, flow: Flow) -> None:
-        granted = self._users.check_now(client.peer, claim.user, claim.password)
+    async def _authenticate(self, claim: Credentials, flow: Flow) -> None:
+        granted = self._users.check_now(flow.client, claim.user, claim.password)
         if granted is None:
             async with asyncio.timeout(self._login_timeout):
-                granted = await self._users.verify(client.peer, claim.user, claim.password)
+                granted = await self._users.verify(flow.client, claim.user, claim.password)
         if not granted:
             user = printable(claim.user[:64].decode("utf-8", "replace"))
             raise AuthError(f'wrong user or password for user "{user}"')
