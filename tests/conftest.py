@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +24,29 @@ uvloop.new_event_loop().close()
 
 def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
+
+
+# With CI=true everything is there that the tests need (.ci/run), so whatever skips there,
+# for whatever reason, is a test that was lost.
+
+NOTHING_MAY_SKIP = os.environ.get("CI") == "true"
+
+
+def failed_if_skipped(report: Any) -> Any:
+    if NOTHING_MAY_SKIP and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return failed_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return failed_if_skipped((yield))
 
 
 # Only pytest-timeout's thread ends a test that hangs under uvloop, which keeps signals to

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from support.programs import first_line
+from support.programs import first_line, missing
 
 PATIENCE = 60.0
 UP = """
@@ -27,7 +27,7 @@ LISTENING = ": 00000000:{:04X} "  # in /proc/net/tcp, where oidentd has any addr
 def namespace(need):
     """The start of a command line that runs the rest in the namespace."""
     if os.geteuid():
-        pytest.skip("a network namespace and other users need root")
+        missing("the right to make a namespace and be other users", "run the tests as root")
     holder = subprocess.Popen(
         [need("unshare"), "--net", sys.executable, "-c", UP],
         stdin=subprocess.PIPE,
