@@ -50,10 +50,12 @@ STAGE_USERS = {
     "server": STAGES,
     **{module: {"addresses", "resolve"} for module in ("associate", "bind", "config", "dial")},
 }
+# The program around it all.
+PROGRAM = {"server", "config", "configure", "flags", "cli"}
 # What the stage auth stands on.
 HELPERS = ["backoff", "passwords", "users_file"]
 # Modules in C are the native engine, however many it is cut into.
-PYTHON_ENGINE = {"pure", "pure_udp"}
+PYTHON_ENGINE = {"pure", "pure_conn", "pure_relay", "pure_udp"}
 ENGINES = {*PYTHON_ENGINE, *(path.stem for path in CYTHON if path.suffix == ".pyx")}
 MACHINES = {"proto.socks4", "proto.socks5", "proto.foreign"}
 
@@ -160,7 +162,7 @@ def test_only_the_session_knows_the_machines(path):
 
 @pytest.mark.parametrize("stage", sorted(STAGES | {"session", "errors", "flow", "quiet", *HELPERS}))
 def test_nothing_below_the_server_knows_it(stage):
-    assert not own(PACKAGE / f"{stage}.py") & {"server", "cli", "config", "library"}
+    assert not own(PACKAGE / f"{stage}.py") & (PROGRAM | {"library"})
 
 
 @pytest.mark.parametrize("stage", ["auth", "dial", "session", "errors", "flow", "quiet", *HELPERS])
@@ -185,17 +187,16 @@ def test_only_the_chooser_knows_the_engines(path):
     assert not known or name(path) == "engine"
 
 
-@pytest.mark.parametrize("module", ["engine", "pure"])
+@pytest.mark.parametrize("module", sorted({"engine", *PYTHON_ENGINE} - {"pure_udp"}))
 def test_engines_do_not_know_socks(module):
-    above = STAGES | {"session", "server", "config", "cli", "flow"}
     known = own(PACKAGE / f"{module}.py")
-    assert not known & above
+    assert not known & (STAGES | PROGRAM | {"session", "flow"})
     assert not [one for one in known if one.startswith("proto")]
 
 
 def test_of_socks_the_python_engine_knows_the_header_of_datagrams():
     known = own(PACKAGE / "pure_udp.py")
-    assert not known & (STAGES | {"session", "server", "config", "cli", "flow"})
+    assert not known & (STAGES | PROGRAM | {"session", "flow"})
     assert {one for one in known if one.startswith("proto.")} <= {"proto.udp", "proto.wire"}
 
 
@@ -206,8 +207,9 @@ def test_the_native_engine_does_not_know_socks(path):
     assert {module.removeprefix("fastsocks.") for module in known} <= allowed
 
 
-def test_the_python_engine_uses_no_uvloop_of_its_own():
-    assert "uvloop" not in roots(PACKAGE / "pure.py")
+@pytest.mark.parametrize("module", sorted(PYTHON_ENGINE))
+def test_the_python_engine_uses_no_uvloop_of_its_own(module):
+    assert "uvloop" not in roots(PACKAGE / f"{module}.py")
 
 
 @pytest.mark.parametrize("path", CYTHON, ids=label)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from fastsocks import cli, passwd
+from fastsocks import passwd
+from fastsocks.flags import build_parser
 
 HEAD = """\
 # Every flag
@@ -25,7 +26,7 @@ SECTION = """
 
 
 def page() -> str:
-    return HEAD + "".join(section(build()) for build in (cli.build_parser, passwd.build_parser))
+    return HEAD + "".join(section(build()) for build in (build_parser, passwd.build_parser))
 
 
 def section(parser: argparse.ArgumentParser) -> str:

@@ -22,7 +22,8 @@ from fastsocks import engine as contract
 from fastsocks.proto import udp, wire
 
 if TYPE_CHECKING:
-    from fastsocks.pure import Conn, Engine
+    from fastsocks.pure import Engine
+    from fastsocks.pure_conn import Conn
 
 UP, DOWN = 0, 1
 LARGEST = 1 << 16

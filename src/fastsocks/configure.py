@@ -1,0 +1,129 @@
+"""From flags to a Config: which of them say the same thing, where a password comes from.
+
+What a Config may hold is decided there (config.py); here it gets the name of the flag
+that a person has typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import re
+from typing import Any
+
+from fastsocks.config import Config, is_credential, is_literal, is_port
+from fastsocks.errors import ConfigError
+
+LOGIN_SOURCES = "-P, --password-file or FASTSOCKS_PASSWORD"
+# -P alone, or last in a row of flags, as in -qP.
+PASSWORD_FLAG = re.compile(rb"-q*P")
+
+
+def to_config(options: argparse.Namespace, migrated: dict[str, Any]) -> Config:
+    """Raises ConfigError naming the flag. ``migrated`` are settings from elsewhere,
+    for those that have no flag or none given."""
+    settings: dict[str, Any] = migrated | {
+        name: getattr(options, name)
+        for name in (
+            "source",
+            "prefer",
+            "allow",
+            "allow_bind",
+            "bind_anyone",
+            "bind_timeout",
+            "udp",
+            "udp_ports",
+            "udp_address",
+            "udp_full_cone",
+            "udp_timeout",
+            "udp_per_client",
+            "users_file",
+            "strict_methods",
+            "open",
+            "engine",
+            "relay",
+            "relay_threads",
+            "pipe_size",
+            "max_pipes",
+            "handshake_timeout",
+            "connect_timeout",
+            "idle_timeout",
+            "half_closed_timeout",
+            "grace",
+            "max_sessions",
+            "ident_timeout",
+        )
+    }
+    settings["ident"] = [*options.ident, *migrated.get("ident", ())]
+    password, source = read_password(options)
+    if (options.user is None) != (password is None):
+        missing = "-u USER" if options.user is None else f"a password ({LOGIN_SOURCES})"
+        raise ConfigError(f"user and password belong together: {missing} is missing")
+    if options.user is not None and password is not None:
+        for flag, text in (("-u", options.user), (source, password)):
+            if not is_credential(text):
+                raise ConfigError(f"{flag}: must have 1 to 255 octets of UTF-8 (RFC 1929)")
+        settings["users"] = {options.user: password}
+    settings["listen"] = listeners(options, migrated.get("listen", ["127.0.0.1:1080"]))
+    return Config(**settings)
+
+
+def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:
+    if options.host is None and options.port is None:
+        return options.listen or default
+    if options.listen:
+        raise ConfigError("--listen and -i/-p say the same thing: use one of them")
+    host = "127.0.0.1" if options.host is None else options.host
+    port = "1080" if options.port is None else options.port
+    if not (host == "localhost" or is_literal(host)):
+        raise ConfigError(f"-i {host}: must be an IPv4 or IPv6 address")
+    if not is_port(port):
+        raise ConfigError(f"-p {port}: must be a port from 0 to 65535")
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+
+
+def read_password(options: argparse.Namespace) -> tuple[str | None, str]:
+    """(password, where it came from): argv, a file, or the environment."""
+    if options.password is not None:
+        wipe_from_argv(options.password)
+        return options.password, "-P"
+    if options.password_file is not None:
+        try:
+            with open(options.password_file, encoding="utf-8") as file:
+                return file.readline().rstrip("\r\n"), f"--password-file {options.password_file}"
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ConfigError(f"--password-file {options.password_file}: {reason}") from None
+    if options.user is not None:
+        return os.environ.pop("FASTSOCKS_PASSWORD", None), "FASTSOCKS_PASSWORD"
+    return None, ""
+
+
+def wipe_from_argv(secret: str) -> None:
+    """Overwrites the password in this process's own argument area, which ``ps`` shows.
+
+    The kernel says where that area is (fields 48 and 49 of /proc/self/stat). Where
+    it does not, nothing is done: it is a courtesy, not a protection.
+    """
+    wanted = os.fsencode(secret)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        before = b""
+        for argument in ctypes.string_at(start, end - start).split(b"\0"):
+            flag = argument.removesuffix(wanted) or before
+            if argument.endswith(wanted) and PASSWORD_FLAG.fullmatch(flag):
+                ctypes.memset(start + len(argument) - len(wanted), ord("*"), len(wanted))
+            start += len(argument) + 1
+            before = argument
+
+
+def flag_named(message: str) -> str:
+    """Config speaks of its fields; on the command line they are flags."""
+    field, _, rest = message.partition(" ")
+    flag = {"source": "-b", "users_file": "--users"}.get(field, f"--{field.replace('_', '-')}")
+    known = field.isidentifier() and field in Config.__dataclass_fields__
+    return f"{flag} {rest}" if known else message

@@ -1,0 +1,220 @@
+"""A connection of the Python engine: one socket, from accept or dial to close.
+
+It belongs to the session's coroutine until it is relayed (pure_relay.py) or refused
+(its input is drained); from then on ``close()`` is void. It must not know listeners, nor
+how octets are relayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastsocks import engine as contract
+from fastsocks.errors import ClientGone
+
+if TYPE_CHECKING:
+    from fastsocks.pure import Engine
+
+READ, WRITE = 0, 1
+HANDSHAKE_CHUNK = 1 << 14
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+RDHUP = getattr(select, "POLLRDHUP", 0)  # not everywhere; then a FIN has to be read
+
+OnClient = Callable[[contract.Conn], None]
+
+
+class Conn:
+    """One connected socket, with at most one waiter each for reading and writing."""
+
+    def __init__(self, engine: Engine, sock: socket.socket, peer: Any, counted: bool) -> None:
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):  # not TCP, or reset already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.engine = engine
+        self.sock = sock
+        self.peer = endpoint_of(peer)
+        self.counted = counted
+        self.dials: list[Conn] = []  # what is being dialled for this one
+        self._handed_over = False
+        self._fd = sock.fileno()
+        self._waiters: list[asyncio.Future[None] | None] = [None, None]
+        self._timer: asyncio.TimerHandle | None = None
+        self._expired = False
+        self._unsent = b""
+        engine.conns.add(self)
+
+    @property
+    def sockname(self) -> tuple[str, int]:
+        return endpoint_of(self.sock.getsockname())
+
+    def recv_now(self) -> bytes | None:
+        self._check_deadline()
+        try:
+            return self.sock.recv(HANDSHAKE_CHUNK)
+        except BlockingIOError:
+            return None
+
+    async def recv(self) -> bytes:
+        while (data := self.recv_now()) is None:
+            await self.ready(READ)
+        return data
+
+    def send_now(self, data: bytes) -> bool:
+        self._check_deadline()
+        self._unsent = data
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+        except BlockingIOError:
+            return False
+        return True
+
+    async def sent(self) -> None:
+        while not self.send_now(self._unsent):
+            await self.ready(WRITE)
+
+    async def send(self, data: bytes) -> None:
+        self._unsent = data
+        await self.sent()
+
+    def has_left(self) -> bool:
+        return self._is_over(RDHUP)
+
+    def was_reset(self) -> bool:
+        return self._is_over(0)
+
+    def _is_over(self, sign: int) -> bool:
+        """Whether there is that sign of an end, or of a reset, which comes unasked."""
+        if self._fd < 0:
+            return True
+        look = select.poll()
+        look.register(self.sock, sign)
+        return bool(look.poll(0))
+
+    def deadline(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._expired = False
+        loop = self.engine.loop
+        self._timer = loop.call_later(seconds, self._on_deadline) if seconds else None
+
+    def refuse(self, last_words: bytes) -> None:
+        if not self._handed_over:
+            self.hand_over()
+            self.engine.spawn(self._linger(last_words))
+
+    def close(self) -> None:
+        if not self._handed_over:
+            self.shut()
+
+    def hand_over(self) -> None:
+        """From the session's coroutine to the engine, which closes it some day."""
+        self._handed_over = True
+        self.deadline(0)
+
+    async def ready(self, mode: int) -> None:
+        """Waits until the socket is readable or writable; raises what ``fail`` is told."""
+        loop = self.engine.loop
+        waiter = self._waiters[mode] = loop.create_future()
+        (loop.add_writer if mode else loop.add_reader)(self._fd, self._on_ready, mode)
+        try:
+            await waiter
+        finally:
+            if self._waiters[mode] is waiter:
+                self._unwatch(mode)
+
+    def fail(self, error: Exception) -> None:
+        """Raises ``error`` in those who wait."""
+        for mode, waiter in enumerate(self._waiters):
+            if waiter is not None:
+                self._unwatch(mode)
+                if not waiter.done():
+                    waiter.set_exception(error)
+
+    def on_reset(self, _error: int) -> None:
+        """While remotes are dialled for this client: ends all attempts."""
+        for remote in tuple(self.dials):
+            remote.fail(ClientGone("reset its connection while the remote was dialled"))
+
+    def shut(self, reset: bool = False) -> None:
+        """Closes the descriptor, whoever owns the connection; once."""
+        if self._fd < 0:
+            return
+        self.hand_over()
+        self.fail(os_error(errno.ECONNABORTED))
+        self._fd = -1
+        if reset:
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self.sock.close()
+        self.engine.forget(self)
+
+    async def introduce(self, on_client: OnClient) -> None:
+        """To ``on_client``, when the first octet is there."""
+        self.deadline(self.engine.settings.handshake_timeout)
+        try:
+            await self.ready(READ)
+            first = self.sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            first = b""
+        if first:
+            on_client(self)
+        else:
+            self.shut()
+
+    def breakage(self) -> int:
+        """The errno that broke the connection, or 0. Only one that has ended has no
+        peer, and only then is its error taken away from the next recv."""
+        try:
+            self.sock.getpeername()
+        except OSError:
+            return self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return 0
+
+    async def _linger(self, last_words: bytes) -> None:
+        self.deadline(self.engine.settings.linger_timeout)
+        with contextlib.suppress(OSError):
+            await self.send(last_words)
+            self.sock.shutdown(socket.SHUT_WR)
+            while await self.recv():  # noqa: ASYNC110 -- not a wait: others have a turn
+                await asyncio.sleep(0)
+        self.shut()
+
+    def _on_ready(self, mode: int) -> None:
+        waiter = self._waiters[mode]
+        self._unwatch(mode)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _unwatch(self, mode: int) -> None:
+        loop = self.engine.loop
+        (loop.remove_writer if mode else loop.remove_reader)(self._fd)
+        self._waiters[mode] = None
+
+    def _on_deadline(self) -> None:
+        self._expired = True
+        self.fail(os_error(errno.ETIMEDOUT))
+
+    def _check_deadline(self) -> None:
+        if self._expired:
+            raise os_error(errno.ETIMEDOUT)
+
+
+def os_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def endpoint_of(address: Any) -> tuple[str, int]:
+    """(host, port) of a socket address; a Unix socket has neither."""
+    if not isinstance(address, tuple):
+        return "", 0
+    host, port = address[:2]
+    return host.removeprefix("::ffff:") if "." in host else host, port

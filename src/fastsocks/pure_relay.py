@@ -1,0 +1,129 @@
+"""The relay of the Python engine: two connections, a pump for each direction.
+
+It must not know where the connections come from. A level-triggered loop cannot tell a
+reset from input that nobody wants yet, so an end that is not being read (the other one
+is blocked, or it has sent FIN) is given to the engine to be looked at now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import TYPE_CHECKING, Any
+
+from fastsocks import engine as contract
+from fastsocks.pure_conn import READ, WRITE, Conn
+
+if TYPE_CHECKING:
+    from fastsocks.pure import Engine
+
+UP, DOWN = 0, 1
+BUDGET = 4  # chunks that one pump moves before the others have a turn
+CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
+
+
+class Session:
+    """A relayed pair: one pump for each direction, one timer for both."""
+
+    def __init__(self, engine: Engine, client: Conn, remote: Conn, flow: Any, handle: int) -> None:
+        self.engine = engine
+        self.client = client
+        self.remote = remote
+        self.flow = flow
+        self.handle = handle
+        self._moved = [0, 0]
+        self._open_ways = 2
+        self._stamp = engine.loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm()
+
+    def start(self, early: bytes) -> None:
+        self.engine.spawn(self._pump(UP, self.client, self.remote, early))
+        self.engine.spawn(self._pump(DOWN, self.remote, self.client, b""))
+
+    def end(self, reason: str, error: int = 0) -> None:
+        """Closes both ends, which is what stops the pumps; once."""
+        if self.engine.relays.pop(self.handle, None) is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self.client.shut(reset=reason != contract.FINISHED)
+        self.remote.shut(reset=reason != contract.FINISHED)
+        self.engine.report((self.flow, *self._moved, reason, error))
+
+    async def _pump(self, way: int, source: Conn, sink: Conn, early: bytes) -> None:
+        scratch = self.engine.scratch
+        rounds = 0
+        culprit = sink
+        try:
+            await self._deliver(way, source, sink, memoryview(early))
+            while True:
+                culprit = source
+                try:
+                    size = source.sock.recv_into(scratch)
+                except BlockingIOError:
+                    rounds = 0
+                    await source.ready(READ)
+                    continue
+                culprit = sink
+                if not size:
+                    break
+                await self._deliver(way, source, sink, scratch[:size])
+                rounds += 1
+                if rounds == BUDGET:
+                    rounds = 0
+                    await asyncio.sleep(0)
+            sink.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._on_broken(culprit, error.errno or 0)
+        else:
+            self._on_fin(source)
+
+    async def _deliver(self, way: int, source: Conn, sink: Conn, data: memoryview) -> None:
+        while data:
+            try:
+                sent = sink.sock.send(data)
+            except BlockingIOError:
+                if data.obj is self.engine.scratch.obj:
+                    data = memoryview(bytes(data))  # others use the scratch buffer meanwhile
+                self.engine.probe(source, lambda error: self._on_broken(source, error))
+                try:
+                    await sink.ready(WRITE)
+                finally:
+                    self.engine.stop_probing(source)
+                continue
+            self._moved[way] += sent
+            self.engine.copied += sent
+            self._stamp = self.engine.loop.time()
+            data = data[sent:]
+
+    def _on_fin(self, source: Conn) -> None:
+        self._open_ways -= 1
+        if not self._open_ways:
+            self.end(contract.FINISHED)
+        elif self.handle in self.engine.relays:
+            self.engine.probe(source, lambda error: self._on_broken(source, error))
+            self._stamp = self.engine.loop.time()
+            self._arm()
+
+    def _on_broken(self, culprit: Conn, error: int) -> None:
+        self.end(contract.CLIENT_RESET if culprit is self.client else contract.REMOTE_RESET, error)
+
+    def _limit(self) -> float:
+        settings = self.engine.settings
+        return settings.idle_timeout if self._open_ways == 2 else settings.half_closed_timeout
+
+    def _arm(self) -> None:
+        # Not moved at each octet: when it fires, it is set for what is left.
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._stamp + self._limit()
+        self._timer = self.engine.loop.call_at(due, self._on_timer) if self._limit() else None
+
+    def _on_timer(self) -> None:
+        if self.engine.loop.time() + CLOCK_GRAIN < self._stamp + self._limit():
+            self._arm()
+        else:
+            reason = contract.IDLE if self._open_ways == 2 else contract.HALF_CLOSED
+            self.end(reason, errno.ETIMEDOUT)
