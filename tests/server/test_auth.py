@@ -79,7 +79,7 @@ async def test_wrong(locked, dial, say, books, user, password):
     assert await client.to_end() == b"\x01\x01"
     assert client.data_segments() == 2
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_wrong_and_the_request_behind_it(locked, dial, say, echo):
@@ -229,7 +229,7 @@ async def test_right_by_file(filed, dial, say, echo, books, user, password):
         assert (await client.exactly(14))[:6] == b"\x05\x02\x01\x00\x05\x00"
         assert await client.echoes()
         client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ async def test_wrong_by_file(filed, dial, say, echo, books, user, password):
     assert await client.to_end() == b"\x05\x02\x01\x01"
     assert echo.peers == []
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_socks4_cannot_log_in_by_file(filed, dial, say, echo):
@@ -401,7 +401,7 @@ async def test_nobody_waits_beyond_the_handshake(
         with contextlib.suppress(ConnectionResetError):
             assert await client.to_end() == b""
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 # -- methods ---------------------------------------------------------------------
@@ -504,7 +504,7 @@ async def test_a_program_that_hangs_has_the_time_of_a_handshake(serve, dial, say
         assert await client.exactly(2) == b"\x05\x02"
         assert await client.ended()
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 async def test_a_client_that_leaves_a_hanging_program(serve, dial, say, books, until):
@@ -522,4 +522,4 @@ async def test_a_client_that_leaves_a_hanging_program(serve, dial, say, books, u
         client.reset()
         await client.seen()
         release.set()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}

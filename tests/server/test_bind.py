@@ -106,7 +106,7 @@ async def test_socks5(offer, dial, say, books, host):
         await relays(client, peer)
         client.close()
         peer.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "peer.test"], ids=["4", "4a"])
@@ -125,7 +125,7 @@ async def test_socks4(server, dial, say, names, books, host):
     await relays(client, peer)
     client.close()
     peer.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ async def test_socks4_cannot_tell_an_ipv6_address(server, dial, say, names, book
     await client.send(say.socks4("peer.test", 1, command=2))
     assert await client.to_end() == say.failed4
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_source_address_is_where_it_listens(offer, bind5, dial):
@@ -331,7 +331,7 @@ async def test_peer_whose_name_gets_no_answer(offer, dial, say, names, books):
         assert await client.to_end() == say.failed(4)
         client.close()
         names.release()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 # -- while it waits --------------------------------------------------------------
@@ -353,7 +353,7 @@ async def test_nobody_comes(offer, dial, say, books, version):
             assert await client.to_end() == say.failed(4)
         assert await refuses(dial, place)
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 async def test_longer_than_a_handshake_may_take(offer, bind5, dial):
@@ -386,7 +386,7 @@ async def test_client_leaves(offer, bind5, dial, until, books, how, ahead):
         if how == "finish":
             assert await client.ended()
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 async def refuses_stranger(dial, place) -> bool:
@@ -410,7 +410,7 @@ async def test_client_leaves_in_the_turn_in_which_the_peer_comes(server, bind5, 
                 knock.connect(place)
             getattr(client, how)()
             await asyncio.sleep(0.01)
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_octets_sent_ahead_come_first(server, bind5, dial):
@@ -467,7 +467,7 @@ async def test_more_octets_than_are_kept(server, bind5, dial, until, books):
     assert await peer.receive() == b""
     client.close()
     peer.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_peer_that_speaks_and_finishes_at_once(server, bind5, dial, books):
@@ -480,7 +480,7 @@ async def test_peer_that_speaks_and_finishes_at_once(server, bind5, dial, books)
     assert await second(client) == peer.name
     assert await client.to_end() == b"a short file"
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_peer_that_resets_at_once(server, bind5, dial, books):
@@ -492,7 +492,7 @@ async def test_peer_that_resets_at_once(server, bind5, dial, books):
     assert await second(client) == name
     assert await client.ended()
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_server_stops(offer, bind5, dial, descriptors_balance):
@@ -523,7 +523,7 @@ async def test_nothing_can_listen(server, dial, say, monkeypatch, books):
         await client.send(say.socks5("127.0.0.1", 1, command=2))
         assert await client.to_end() == say.failed(1)
         client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize(
@@ -604,7 +604,7 @@ async def test_connection_that_cannot_be_taken_over(server, bind5, dial, monkeyp
     assert await peer.ended()
     client.close()
     peer.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 def failing_to_adopt(accept):
