@@ -96,8 +96,10 @@ def test_row(row):
     assert row.source.startswith("RFC ")
     for host in edges(row.network):
         found = row_of(host)
-        if found.use is Use.ALIAS:
-            continue  # the address inside decides, see below
+        if found.use is Use.ALIAS:  # of the address inside, which decides
+            inside = row_of(str(ipaddress.IPv4Address(ipaddress.ip_address(host).packed[-4:])))
+            assert f"{inside.name} ({inside.network}" in denied(host)
+            continue
         assert f"{found.name} ({found.network}" in denied(host)
         allowed_here = found.use is Use.SPECIAL and not found.inside
         assert bool(denied(host, LOCAL)) is not allowed_here or found.inside
