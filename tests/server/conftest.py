@@ -327,18 +327,22 @@ class Books:
             "sessions": self._server.sessions,
         }
 
-    async def balance(self) -> None:
-        def balanced() -> bool:
-            return all(now <= self._opening[what] for what, now in self.count().items())
+    async def outstanding(self) -> dict[str, int]:
+        """How much of what is not given back, although it was waited for."""
+
+        def kept() -> dict[str, int]:
+            kept = {what: now - self._opening[what] for what, now in self.count().items()}
+            return {what: more for what, more in kept.items() if more > 0}
 
         with contextlib.suppress(pytest.fail.Exception):
-            await self._until(balanced, "the books balance", PATIENCE)
-        assert balanced(), f"opened with {self._opening}, but now {self.count()}"
+            await self._until(lambda: not kept(), "the books balance", PATIENCE)
+        return kept()
 
 
 @pytest.fixture
 def books(until: Callable[..., Awaitable[None]]) -> Callable[[fastsocks.Server], Books]:
-    """``books(server)`` opens them, ``await _.balance()`` waits until all is given back."""
+    """``ledger = books(server)`` opens them; ``await ledger.outstanding()`` is empty when
+    all has been given back."""
     return lambda server: Books(server, until)
 
 

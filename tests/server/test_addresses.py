@@ -1,13 +1,9 @@
 # Which addresses a client may reach: every row of the table by its first and last address
-# and the ones beside, every spelling that hides another address, what the operator allows,
-# and that the proxy never connects to itself.
+# and the ones beside, every spelling that hides another address, what the operator allows.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import itertools
-import socket
 
 import pytest
 from hypothesis import given
@@ -15,10 +11,7 @@ from hypothesis import strategies as st
 
 from fastsocks import addresses
 from fastsocks.addresses import TABLE, Judge, Use, read
-from fastsocks.errors import Reply, RuleDenied
-
-STRANGER = "198.41.0.4"
-LOCAL = "127.0.0.1"
+from support.denials import LOCAL, STRANGER, denied
 
 # The registries as they are published, written down a second time and otherwise than in
 # the table: what one of them loses or mistypes, the other has.
@@ -76,16 +69,6 @@ REGISTRY = [
 MORE = ["224.0.0.0/4", "ff00::/8", "fec0::/10", "::/96", "::ffff:0:0:0/96", "0.0.0.0/32"]
 
 
-def denied(host: str, client: str = STRANGER, port: int = 80, **rules: object) -> str:
-    """Why ``host`` is denied, "" where it is not."""
-    judge = Judge(rules.get("allowed", ()), rules.get("listeners", ()))
-    try:
-        judge.judge(client, host, port, bool(rules.get("datagram")))
-    except RuleDenied as error:
-        return error.reason if error.reply is Reply.NOT_ALLOWED else f"wrong reply {error.reply}"
-    return ""
-
-
 def edges(network: str) -> tuple[str, str]:
     parsed = ipaddress.ip_network(network)
     return str(parsed[0]), str(parsed[-1])
@@ -113,8 +96,10 @@ def test_row(row):
     assert row.source.startswith("RFC ")
     for host in edges(row.network):
         found = row_of(host)
-        if found.use is Use.ALIAS:
-            continue  # the address inside decides, see below
+        if found.use is Use.ALIAS:  # of the address inside, which decides
+            inside = row_of(str(ipaddress.IPv4Address(ipaddress.ip_address(host).packed[-4:])))
+            assert f"{inside.name} ({inside.network}" in denied(host)
+            continue
         assert f"{found.name} ({found.network}" in denied(host)
         allowed_here = found.use is Use.SPECIAL and not found.inside
         assert bool(denied(host, LOCAL)) is not allowed_here or found.inside
@@ -388,67 +373,6 @@ def test_a_network_that_begins_in_its_middle_is_told_where_it_begins(entry, mean
         Judge([entry], [])
 
 
-# -- loops ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("listener", "host", "itself"),
-    [
-        ("127.0.0.1", "127.0.0.1", True),
-        ("127.0.0.1", "::ffff:127.0.0.1", True),
-        ("127.0.0.1", "64:ff9b::127.0.0.1", True),
-        ("::ffff:127.0.0.1", "127.0.0.1", True),
-        ("127.0.0.1", "127.0.0.2", False),
-        ("127.0.0.1", "::1", False),
-        ("::1", "::1", True),
-        ("::1", "0:0::0:1", True),
-        ("0.0.0.0", "127.0.0.1", True),
-        ("0.0.0.0", "127.9.9.9", True),
-        ("0.0.0.0", "::1", False),
-        ("::ffff:0.0.0.0", "127.0.0.1", True),
-        ("::", "127.0.0.1", True),
-        ("::", "::1", True),
-        ("::", "8.8.8.8", False),
-        ("0.0.0.0", "8.8.8.8", False),
-    ],
-)
-def test_the_proxy_does_not_connect_to_itself(listener, host, itself):
-    listeners = [(listener, 1080)]
-    assert bool(denied(host, LOCAL, 1080, listeners=listeners)) is itself
-    if itself:
-        assert "this proxy itself" in denied(host, LOCAL, 1080, listeners=listeners)
-        assert "this proxy itself" in denied(
-            host, STRANGER, 1080, listeners=listeners, allowed=["all"]
-        )
-    assert not denied(host, LOCAL, 1081, listeners=listeners), "another port is another server"
-
-
-def own_addresses() -> list[str]:
-    """Of this machine, beyond loopback, by the tables of the kernel."""
-    with open("/proc/net/fib_trie") as trie:
-        lines = trie.read().split("\n")
-    four = {
-        before.split()[-1]
-        for before, line in itertools.pairwise(lines)
-        if "/32 host LOCAL" in line and not before.split()[-1].startswith("127.")
-    }
-    with contextlib.suppress(FileNotFoundError), open("/proc/net/if_inet6") as table:
-        six = {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(row.split()[0])) for row in table}
-        return [*sorted(four), *sorted(six - {"::1"})]
-    return sorted(four)
-
-
-def test_every_address_of_the_machine_is_itself_to_a_wildcard_listener():
-    for host in own_addresses():
-        assert "itself" in denied(host, LOCAL, 1080, listeners=[("::", 1080)])
-        if ":" not in host:
-            assert "itself" in denied(host, LOCAL, 1080, listeners=[("0.0.0.0", 1080)])
-    for host in ("198.41.0.4", "2001:4860::1", "fe80::5:6:7:8"):
-        packed = addresses.packed_address(host)
-        assert packed is not None
-        assert not addresses.is_of_this_machine(packed, 1080)
-
-
 # -- memory --------------------------------------------------------------------
 
 
@@ -456,35 +380,3 @@ def test_strangers_do_not_grow_the_memory():
     for number in range(20_000):
         read(f"8.{number >> 8}.{number & 255}.1")
     assert read.cache_info().currsize <= 4096
-
-
-# -- through the server ----------------------------------------------------------
-
-
-async def test_loop_through_the_server(server, dial, say):
-    host, port = server.addresses[0]
-    client = await dial(server)
-    await client.send(say.no_login + say.socks5(host, port))
-    assert (await client.to_end())[2:] == say.failed(2)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1"])
-async def test_loop_through_a_wildcard_listener(serve, dial, say, host):
-    async with serve(listen=["[::]:0"], open=True) as server:
-        port = server.addresses[0][1]
-        client = await dial(("127.0.0.1", port))
-        await client.send(say.no_login + say.socks5(host, port))
-        assert (await client.to_end())[2:] == say.failed(2)
-
-
-async def test_a_client_from_elsewhere_does_not_reach_this_machine(serve, dial, say, echo):
-    """Its address need not be far away: any but loopback is elsewhere."""
-    addresses_here = [host for host in own_addresses() if ":" not in host]
-    if not addresses_here:
-        assert socket.if_nameindex() == [(1, "lo")], "no address but loopback"
-        return
-    async with serve(listen=["0.0.0.0:0"], open=True) as server:
-        client = await dial((addresses_here[0], server.addresses[0][1]))
-        await client.send(say.no_login + say.socks5("127.0.0.1", echo.port))
-        assert (await client.to_end())[2:] == say.failed(2)
-        assert echo.peers == []

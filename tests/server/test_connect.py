@@ -183,7 +183,7 @@ async def test_remote_that_finishes_at_once(server, dial, remote, books):
     await client.connect("127.0.0.1", origin.port)
     assert await client.to_end() == b""
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_remote_that_resets_at_once(server, dial, remote, books):
@@ -200,7 +200,7 @@ async def test_remote_that_resets_at_once(server, dial, remote, books):
     with pytest.raises(ConnectionResetError):
         await client.to_end()
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_many_at_once(server, dial, echo, books):
@@ -216,4 +216,4 @@ async def test_many_at_once(server, dial, echo, books):
 
     await asyncio.gather(*map(one, range(100)))
     assert len(echo.peers) == 100
-    await ledger.balance()
+    assert await ledger.outstanding() == {}

@@ -381,4 +381,4 @@ async def test_a_name_with_a_dead_address_through_the_server(
         assert await client.echoes()
         assert black_hole.waiting() == 0, "the loser is closed"
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}

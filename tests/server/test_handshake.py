@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -34,54 +35,66 @@ async def proxy(serve, users):
         yield running
 
 
+GRANTED5, GRANTED4 = b"\x05\x00\x00\x01", b"\x00\x5a"
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """All that the client says, and what it is told: without the address at the end,
+    which is not known before, so that of ``size`` octets only the first are."""
+
+    said: bytes
+    told: bytes
+    size: int
+
+
 @pytest.fixture
 def talk(kind, say, echo):
-    """(all that the client sends, the replies before the last, the size of the last)."""
     port = echo.port
+    request = say.socks5("127.0.0.1", port)
     return {
-        "socks5": (b"\x05\x01\x00" + say.socks5("127.0.0.1", port), b"\x05\x00", 10),
-        "socks5-name": (b"\x05\x02\x02\x00" + say.socks5("localhost", port), b"\x05\x00", 10),
-        "socks5-login": (
-            b"\x05\x02\x00\x02" + say.login(b"alice", b"secret") + say.socks5("127.0.0.1", port),
-            b"\x05\x02\x01\x00",
-            10,
+        "socks5": Talk(b"\x05\x01\x00" + request, b"\x05\x00" + GRANTED5, 12),
+        "socks5-name": Talk(
+            b"\x05\x02\x02\x00" + say.socks5("localhost", port), b"\x05\x00" + GRANTED5, 12
         ),
-        "socks4": (say.socks4("127.0.0.1", port), b"", 8),
-        "socks4-user": (say.socks4("127.0.0.1", port, b"alice"), b"", 8),
-        "socks4a": (say.socks4("localhost", port, b"alice"), b"", 8),
+        "socks5-login": Talk(
+            b"\x05\x02\x00\x02" + say.login(b"alice", b"secret") + request,
+            b"\x05\x02\x01\x00" + GRANTED5,
+            14,
+        ),
+        "socks4": Talk(say.socks4("127.0.0.1", port), GRANTED4, 8),
+        "socks4-user": Talk(say.socks4("127.0.0.1", port, b"alice"), GRANTED4, 8),
+        "socks4a": Talk(say.socks4("localhost", port, b"alice"), GRANTED4, 8),
     }[kind]
 
 
-async def check(client, talk) -> None:
-    _, early_replies, size = talk
-    replies = await client.exactly(len(early_replies) + size)
-    assert replies[: len(early_replies)] == early_replies
-    granted = b"\x00\x5a" if size == 8 else b"\x05\x00\x00\x01"
-    assert replies[len(early_replies) :].startswith(granted)
-    assert await client.exactly(len(PAYLOAD)) == PAYLOAD
+async def answers(client, talk) -> tuple[bytes, bytes]:
+    """What the client is told, and all that comes behind it, to the end."""
+    replies = await client.exactly(talk.size)
+    echoed = await client.exactly(len(PAYLOAD))
     client.finish()
-    assert await client.to_end() == b""
+    return replies[: len(talk.told)], echoed + await client.to_end()
 
 
 async def test_one_octet_per_segment(proxy, dial, echo, talk):
     client = await dial(proxy)
-    await client.dribble(talk[0] + PAYLOAD)
-    await check(client, talk)
+    await client.dribble(talk.said + PAYLOAD)
+    assert await answers(client, talk) == (talk.told, PAYLOAD)
     assert echo.received == PAYLOAD
 
 
 async def test_all_in_one_segment_with_payload(proxy, dial, echo, talk):
     client = await dial(proxy)
-    await client.send(talk[0] + PAYLOAD)
-    await check(client, talk)
+    await client.send(talk.said + PAYLOAD)
+    assert await answers(client, talk) == (talk.told, PAYLOAD)
     assert echo.received == PAYLOAD
 
 
 async def test_payload_larger_than_any_handshake_buffer(proxy, dial, echo, talk):
     client = await dial(proxy)
     payload = bytes(range(256)) * 800
-    await client.send(talk[0] + payload)
-    await client.exactly(len(talk[1]) + talk[2])
+    await client.send(talk.said + payload)
+    await client.exactly(talk.size)
     assert await client.exactly(len(payload)) == payload
     assert echo.received == payload
 
@@ -90,25 +103,25 @@ async def test_all_in_one_segment_and_the_end_as_well(proxy, dial, echo, talk, b
     """A client that has sent all and half-closes at once still gets its answer."""
     ledger = books(proxy)
     client = await dial(proxy)
-    await client.send(talk[0] + PAYLOAD)
+    await client.send(talk.said + PAYLOAD)
     client.finish()
     answer = await client.to_end()
-    assert answer[len(talk[1]) + talk[2] :] == PAYLOAD
+    assert answer[talk.size :] == PAYLOAD
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_two_segments_cut_at_every_position(proxy, dial, echo, talk, books):
     ledger = books(proxy)
-    stream = talk[0] + PAYLOAD
-    for position in range(1, len(talk[0]) + 2):
+    stream = talk.said + PAYLOAD
+    for position in range(1, len(talk.said) + 2):
         client = await dial(proxy)
         await client.send(stream[:position])
         await client.seen()
         await client.send(stream[position:])
-        await check(client, talk)
+        assert await answers(client, talk) == (talk.told, PAYLOAD), f"cut at {position}"
         client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 @settings(
@@ -116,13 +129,13 @@ async def test_two_segments_cut_at_every_position(proxy, dial, echo, talk, books
 )
 @given(positions=st.sets(st.integers(1, 120), max_size=10))
 async def test_random_cuts(proxy, dial, echo, talk, positions):
-    stream = talk[0] + PAYLOAD
+    stream = talk.said + PAYLOAD
     edges = [0, *sorted(at for at in positions if at < len(stream)), len(stream)]
     client = await dial(proxy)
     for begin, end in itertools.pairwise(edges):
         await client.send(stream[begin:end])
         await client.seen()
-    await check(client, talk)
+    assert await answers(client, talk) == (talk.told, PAYLOAD)
     client.close()
 
 
@@ -174,7 +187,7 @@ async def is_told(guarded, dial, books, said: bytes, answer: bytes) -> None:
         except ConnectionError:
             assert way == "dribble"  # it went on talking after the answer
         client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +221,7 @@ async def test_request_after_a_login_that_failed(
         await client.send(said + asks)
         assert await client.to_end() == NO_LOGIN
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
     assert begun == []
 
 

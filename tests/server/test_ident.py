@@ -93,7 +93,7 @@ async def test_right_name(serve, come, identd, say, echo, says, books):
         four = await come(server)
         assert (await four.ask(say.socks4("127.0.0.1", echo.port, b"alice"), 8))[:2] == b"\0\x5a"
         four.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize("says", NO_NAMES)
@@ -105,7 +105,7 @@ async def test_no_such_name(serve, come, identd, say, echo, says, books):
         await client.send(say.no_login)
         assert await client.to_end() == SOCKS5_REFUSED
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ async def test_client_leaves_meanwhile(serve, come, identd, say, until, books, h
         await client.send(say.no_login)
         await until(lambda: daemon.queries, "identd is asked")
         getattr(client, how)()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 async def test_answer_that_drips(serve, come, remote, monkeypatch, say, caplog):
@@ -220,7 +220,7 @@ async def test_ipv6(serve, dial, identd, say, remote, books):
         assert await client.echoes()
         assert daemon.queries == [b"%d, %d\r\n" % (client.name[1], server.addresses[0][1])]
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 async def test_ipv4_client_of_a_listener_for_both_families(serve, dial, identd, say, echo):
@@ -262,7 +262,7 @@ async def test_clients_that_wait_for_a_resolver_and_leave(serve, come, names, sa
         for client in clients:
             client.reset()
         names.release()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
         assert names.asked == ["hanging.test"]
 
 

@@ -52,7 +52,7 @@ async def test_code(server, dial, say, books, request_, code):
     assert await refusal(client, say.no_login + request_) == say.failed(code)
     assert client.data_segments() == 2
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_udp_that_is_not_offered(serve, dial, say, books):
@@ -62,7 +62,7 @@ async def test_udp_that_is_not_offered(serve, dial, say, books):
         asked = say.no_login + b"\x05\x03\x00\x01" + bytes(6)
         assert await refusal(client, asked) == say.failed(7)
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::ffff:127.0.0.1"])
@@ -101,7 +101,7 @@ async def test_socks4_knows_one_code(server, dial, say, books, request_):
     assert await client.to_end() == say.failed4
     assert client.data_segments() == 1
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_socks4_refused_port(server, dial, say, refused_port):
@@ -118,7 +118,7 @@ async def test_no_answer_within_the_connect_timeout(serve, dial, say, black_hole
         assert await refusal(client, say.no_login + request) == say.failed(4)
         assert black_hole.waiting() == 0
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ async def test_a_refused_client_that_stays_is_closed(server, dial, say, refused_
         pytest.fail("ten seconds of talking, and still not closed")
     silent.close()
     talking.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_many_refusals_at_once(server, dial, say, refused_port, books):
@@ -186,4 +186,4 @@ async def test_many_refusals_at_once(server, dial, say, refused_port, books):
         return reply
 
     assert set(await asyncio.gather(*(one() for _ in range(100)))) == {say.failed(5)}
-    await ledger.balance()
+    assert await ledger.outstanding() == {}

@@ -39,7 +39,7 @@ async def test_name_without_an_address(server, dial, say, names, books, answer):
     assert await reply_to(client, say, "nowhere.example") == say.failed(4)
     assert names.asked == ["nowhere.example"]
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_resolver_that_fails_in_a_way_nobody_thought_of(serve, dial, say, echo, names):
@@ -103,7 +103,7 @@ async def test_no_answer_within_the_connect_timeout(serve, dial, say, names, boo
         client = await dial(server)
         assert await reply_to(client, say, "slow.example") == say.failed(4)
         client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 async def test_dozens_of_hanging_names_are_nobody_elses_trouble(
@@ -132,7 +132,7 @@ async def test_dozens_of_hanging_names_are_nobody_elses_trouble(
         assert await standing.echoes()
         for client in clients:
             client.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 async def test_names_are_resolved_beside_a_few_that_hang(serve, dial, say, echo, names, until):
@@ -200,7 +200,7 @@ async def test_too_many_questions_are_refused_at_once(
         for one in (*waiting, client):
             await one.ended()
             one.close()
-        await ledger.balance()
+        assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ async def test_http(server, dial, books, log, request_):
     (line,) = lines(log, "HTTP client")
     assert f"127.0.0.1:{client.name[1]}" in line
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_others_are_closed_without_a_word(server, dial, books, log, first,
     assert f"octet 0x{first[0]:02x})" in line
     assert line.isprintable()
     client.close()
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_what_they_sent_is_not_logged(server, dial, log):
@@ -110,7 +110,7 @@ async def test_a_crowd_gets_one_line_a_second(
     last = lines(log, what)[1:]
     assert len(last) == 1
     assert "59 more" in last[0]
-    await ledger.balance()
+    assert await ledger.outstanding() == {}
 
 
 async def test_garbage_of_every_kind_does_not_flood_the_log(server, dial, log, standing_clock):

@@ -47,7 +47,7 @@ FLAGS = [
 def test_flags(start, origin, engine_name, arguments, echoes):
     proxy = start("--engine", engine_name, *arguments)
     assert echoes(proxy, origin)
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_ready_line_says_it_all(start, engine_name):
@@ -62,13 +62,13 @@ def test_ready_line_says_it_all(start, engine_name):
         assert "128" in proxy.ready or str(128 << 10) in proxy.ready
     else:
         assert "copy" in proxy.ready
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_auto_is_an_engine_that_runs(start, origin, echoes):
     proxy = start()
     assert echoes(proxy, origin)
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_several_listeners(start, origin, engine_name, echoes):
@@ -76,7 +76,7 @@ def test_several_listeners(start, origin, engine_name, echoes):
     proxy = start("--engine", engine_name, *places)
     assert [host for host, _ in proxy.addresses] == ["127.0.0.1", "::1", "127.0.0.1"]
     assert all(echoes(proxy, origin, which) for which in range(3))
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,14 @@ def test_microsocks_flags(start, arguments, host):
     proxy = start(*arguments)
     assert proxy.addresses[0][0] == host
     proxy.connect().close()
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_source_address(start, origin, echoes):
     proxy = start("-b", "127.0.0.4")
     assert echoes(proxy, origin)
     assert origin[2] == ["127.0.0.4"]
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_quiet_and_verbose(start, origin, echoes):
@@ -111,7 +111,7 @@ def test_quiet_and_verbose(start, origin, echoes):
         with proxy.connect() as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert stranger.recv(8) == b"HTTP/1.1"
-        proxy.stop()
+        assert proxy.stop() == 0
     assert quiet.log() == ""
     assert "HTTP client" in plain.log()
     assert f"127.0.0.1:{origin[1]}" not in plain.log()
@@ -138,25 +138,25 @@ def test_password_from_a_file(start, origin, tmp_path, echoes):
     file.write_bytes(f"{SECRET} \u00e4\r\nsecond line\n".encode())
     proxy = start("-u", "me", "--password-file", str(file))
     assert echoes(proxy, origin, login=(b"me", f"{SECRET} \u00e4".encode()))
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_password_from_the_environment(start, origin, echoes):
     proxy = start("-u", "me", FASTSOCKS_PASSWORD=SECRET)
     assert echoes(proxy, origin, login=(b"me", SECRET.encode()))
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_password_in_argv_wins(start, origin, echoes):
     proxy = start("-u", "me", "-P", SECRET, FASTSOCKS_PASSWORD="another")
     assert echoes(proxy, origin, login=(b"me", SECRET.encode()))
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_environment_without_a_user_means_nothing(start, origin, echoes):
     proxy = start(FASTSOCKS_PASSWORD=SECRET)
     assert echoes(proxy, origin)
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_password_is_wiped_from_argv(start, origin, arguments, echoes):
     assert user.encode() in shown, "more than the password was wiped"
     assert b"fastsocks" in shown
     assert echoes(proxy, origin, login=(user.encode(), secret.encode()))
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_without_uvloop(start, origin, engine_name, tmp_path, echoes, environment):
@@ -192,7 +192,7 @@ def test_without_uvloop(start, origin, engine_name, tmp_path, echoes, environmen
     proxy = start("--engine", engine_name, PYTHONPATH=f"{tmp_path}{os.pathsep}{source}")
     assert "loop asyncio" in proxy.ready
     assert echoes(proxy, origin)
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_jsocks_file_and_flags_that_count_more(start, origin, echoes, tmp_path):
@@ -202,7 +202,7 @@ def test_jsocks_file_and_flags_that_count_more(start, origin, echoes, tmp_path):
     assert echoes(proxy, origin)
     assert f"{file}:4: log has no counterpart" in proxy.log()
     assert "--allow all" in proxy.log()
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 @pytest.mark.parametrize(

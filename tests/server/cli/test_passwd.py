@@ -182,7 +182,7 @@ def test_a_running_proxy_takes_the_change_over(start, passwd, file, origin, echo
     passwd("alice", "--delete")
     wait_until(lambda: not can_log_in(proxy, b"alice", SECRET), "alice is out")
     assert can_log_in(proxy, b"bob", b"another")
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_sighup_reads_the_file_again(start, file, hashed, wait_until):
@@ -198,7 +198,7 @@ def test_sighup_reads_the_file_again(start, file, hashed, wait_until):
     assert can_log_in(proxy, b"bob", b"another")
     assert "alice:secret" not in proxy.log()
     assert proxy.log().count("line 1: ") == 1
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 @pytest.mark.parametrize("ident", ["2y", "2b", "2a"])
@@ -210,7 +210,7 @@ def test_a_file_of_htpasswd(start, file, origin, echoes, ident):
     assert echoes(proxy, origin, login=(b"alice", SECRET))
     assert not can_log_in(proxy, b"alice", SECRET * 10)
     assert not can_log_in(proxy, b"alice", SECRET + b"\0" + SECRET)
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_strict_methods(start):
     with proxy.connect() as client:
         client.sendall(b"\x05\x01\x02")
         assert client.recv(2) == b"\x05\xff"
-    proxy.stop()
+    assert proxy.stop() == 0
 
 
 def test_help_tells_of_it(command, environment):

@@ -17,7 +17,8 @@ PATIENCE = 30.0
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_an_idle_proxy(start, engine_name, number):
     proxy = start("--engine", engine_name)
-    proxy.stop(number)
+    assert proxy.stop(number) == 0
+    assert proxy.refuses()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -45,7 +46,7 @@ def test_signal_lets_a_download_finish(start, engine_name, number, exactly, wait
         assert proxy.process.poll() is None
         go_on.set()
         assert exactly(client, len(data) + 1) == data
-    proxy.ended()
+    assert proxy.ended() == 0
     thread.join(PATIENCE)
 
 
@@ -61,7 +62,7 @@ def test_what_does_not_finish_is_cut_off(start, engine_name, origin, hurry, wait
             proxy.process.send_signal(signal.SIGTERM)
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-    proxy.ended()
+    assert proxy.ended() == 0
 
 
 def test_signal_while_a_name_is_resolved(start, engine_name, tmp_path, exactly, environment):
@@ -79,7 +80,7 @@ def test_signal_while_a_name_is_resolved(start, engine_name, tmp_path, exactly, 
     with proxy.connect() as client:
         client.sendall(b"\x05\x01\x00\x05\x01\x00\x03\x0cslow.example\x00\x50")
         assert exactly(client, 2) == b"\x05\x00"
-        proxy.stop()
+        assert proxy.stop() == 0
 
 
 def test_a_reader_who_is_gone_is_no_reason_to_stop(tmp_path, command, environment, wait_until):

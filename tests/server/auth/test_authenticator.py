@@ -1,0 +1,117 @@
+# The embedding program decides who may use the proxy: what it is asked, what of its answers
+# lets in, and what its mistakes and its delays do to a client.
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import fastsocks
+from support.logins import WRONG
+
+
+@pytest.fixture
+async def decided(serve):
+    """A server whose authenticator remembers what it was asked, and answers from a list."""
+    asked, answers = [], []
+
+    async def authenticator(client, method, credentials):
+        asked.append((client[0], method, credentials))
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with serve(authenticator=authenticator) as server:
+        server.asked, server.answers = asked, answers
+        yield server
+
+
+async def test_a_program_lets_in_by_password(decided, dial, say, echo, caplog):
+    decided.answers += [True]
+    client = await dial(decided)
+    await client.send(b"\x05\x01\x02" + say.login(b"al\xffice", b""))
+    await client.send(say.socks5("127.0.0.1", echo.port))
+    assert (await client.exactly(14))[:6] == b"\x05\x02\x01\x00\x05\x00"
+    assert decided.asked == [("127.0.0.1", 2, fastsocks.Credentials(b"al\xffice", b""))]
+    assert "al\ufffdice@" in caplog.text
+
+
+async def test_a_program_lets_in_without_a_login(decided, dial, say, echo):
+    decided.answers += [True, True]
+    client = await dial(decided)
+    assert (await client.ask(b"\x05\x02\x02\x00", 2)) == b"\x05\x00"
+    assert (await client.ask(say.socks5("127.0.0.1", echo.port), 10))[1] == 0
+    client = await dial(decided)
+    assert (await client.ask(say.socks4("127.0.0.1", echo.port, b"me"), 8))[1] == 90
+    assert await client.echoes()
+    assert decided.asked == [("127.0.0.1", 0, None)] * 2
+
+
+async def test_a_login_nobody_asked_for_is_not_judged(decided, dial, say, echo):
+    decided.answers += [True]
+    client = await dial(decided)
+    await client.send(say.no_login + say.login(b"isolate", b"stream"))
+    assert await client.exactly(4) == b"\x05\x00\x01\x00"
+
+
+@pytest.mark.parametrize("answer", [False, None, 1, "yes", ValueError("p4ss"), TimeoutError()])
+async def test_a_program_refuses(decided, dial, say, echo, caplog, answer):
+    """Only True lets in; what a program forgot to await or to return does not."""
+    decided.answers += [answer] * 4
+    client = await dial(decided)
+    await client.send(b"\x05\x02\x00\x02" + say.login(b"alice", WRONG))
+    assert await client.to_end() == b"\x05\x02\x01\x01"
+    client = await dial(decided)
+    await client.send(say.no_login + say.socks5("127.0.0.1", echo.port))
+    assert await client.to_end() == b"\x05\xff"
+    client = await dial(decided)
+    await client.send(say.socks4("127.0.0.1", echo.port, b"alice"))
+    assert await client.to_end() == say.failed4
+    assert echo.peers == []
+    assert "Traceback" not in caplog.text
+    if isinstance(answer, Exception):
+        told = [line for line in caplog.messages if "authenticator raised" in line]
+        assert len(told) == 1
+        assert f"{type(answer).__name__} ({__file__}, line " in told[0]
+        assert "p4ss" not in caplog.text
+
+
+async def test_a_program_that_is_no_coroutine_is_refused(serve, dial, say):
+    async with serve(authenticator=lambda client, method, credentials: True) as server:
+        client = await dial(server)
+        await client.send(b"\x05\x02\x00\x02" + say.login(b"alice", WRONG))
+        assert await client.to_end() == b"\x05\x02\x01\x01"
+
+
+async def test_a_program_that_hangs_has_the_time_of_a_handshake(serve, dial, say, books):
+    async def never(client, method, credentials):
+        await asyncio.Event().wait()
+
+    async with serve(authenticator=never, handshake_timeout=0.2) as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(b"\x05\x01\x02" + say.login(b"alice", WRONG))
+        assert await client.exactly(2) == b"\x05\x02"
+        assert await client.ended()
+        client.close()
+        assert await ledger.outstanding() == {}
+
+
+async def test_a_client_that_leaves_a_hanging_program(serve, dial, say, books, until):
+    release = asyncio.Event()
+
+    async def later(client, method, credentials):
+        await release.wait()
+        return True
+
+    async with serve(authenticator=later) as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(b"\x05\x01\x02" + say.login(b"alice", WRONG))
+        assert await client.exactly(2) == b"\x05\x02"
+        client.reset()
+        await client.seen()
+        release.set()
+        assert await ledger.outstanding() == {}

@@ -1,0 +1,35 @@
+# What the tests of UDP ASSOCIATE share: sockets and associations that end with the test.
+
+from __future__ import annotations
+
+import pytest
+
+from support.udp import Association, Datagrams, asked
+
+
+@pytest.fixture
+def datagrams():
+    """``datagrams(host, port)``: a socket, closed with the test."""
+    made = []
+
+    def make(host="127.0.0.1", port=0):
+        made.append(Datagrams(host, port))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.sock.close()
+
+
+@pytest.fixture
+def associated(dial, datagrams, say):
+    """``await associated(server, which, dst)``: an association of a client on loopback."""
+
+    async def make(server, which=0, dst=("0.0.0.0", 0)):
+        control = await dial(server, which)
+        own = datagrams(control.name[0])
+        reply = await asked(control, say, dst)
+        assert reply[:3] == b"\x05\x00\x00", reply
+        return Association(say, control, own, reply)
+
+    return make

@@ -1,0 +1,229 @@
+# UDP ASSOCIATE through the server, as its clients see it: the address they are told, how
+# many they may have, and what ends one.
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from fastsocks import associate
+from support.udp import asked
+
+# -- the reply -------------------------------------------------------------------
+
+DSTS = [("0.0.0.0", 0), ("127.0.0.1", 53), ("198.51.100.7", 9), ("::", 0), ("0", 0), ("a.test", 5)]
+
+
+@pytest.mark.parametrize("dst", DSTS, ids=lambda dst: f"dst {dst[0]}")
+@pytest.mark.parametrize("host", ["127.0.0.3", "::1"])
+async def test_reply_and_a_datagram_each_way(serve, associated, datagrams, books, host, dst):
+    """BND is where the client came to, in its own family; DST is looked at by nobody."""
+    targets = [datagrams(family) for family in ("127.0.0.1", "::1")]
+    async with serve(listen=[f"[{host}]:0" if ":" in host else f"{host}:0"]) as server:
+        ledger = books(server)
+        one = await associated(server, dst=dst)
+        assert one.place[0] == host
+        assert one.place[1] not in (0, server.addresses[0][1])
+        assert len(one.reply) == (22 if ":" in host else 10)
+        assert one.control.data_segments() == 2, "a reply in pieces"
+        for target in targets:
+            assert await one.reaches(target)
+        assert server.sessions == 1
+        one.end()
+        assert await ledger.outstanding() == {}
+
+
+async def test_client_of_a_listener_for_both_families(serve, associated, datagrams):
+    """Its address is IPv4-mapped to the kernel, and to nobody else."""
+    async with serve(listen=["[::]:0"], open=True) as server:
+        server.addresses[0] = ("127.0.0.1", server.addresses[0][1])
+        one = await associated(server)
+        assert one.place[0] == "127.0.0.1"
+        assert await one.reaches(datagrams())
+
+
+@pytest.mark.parametrize("announced", ["192.0.2.77", "2001:db8::77"])
+@pytest.mark.parametrize("dst", ["0.0.0.0", "::"])
+async def test_announced_address(serve, associated, datagrams, announced, dst):
+    """As behind NAT: told another one, of whatever family; the port is the true one."""
+    async with serve(udp_address=announced) as server:
+        one = await associated(server, dst=(dst, 0))
+        assert one.place[0] == announced
+        one.place = ("127.0.0.1", one.place[1])
+        assert await one.reaches(datagrams())
+
+
+@pytest.fixture
+def port_range():
+    """Two neighbouring ports that are free for UDP."""
+    for first in range(42000, 43000, 2):
+        with (
+            socket.socket(type=socket.SOCK_DGRAM) as one,
+            socket.socket(type=socket.SOCK_DGRAM) as two,
+        ):
+            try:
+                one.bind(("127.0.0.1", first))
+                two.bind(("127.0.0.1", first + 1))
+            except OSError:
+                continue
+            return first, first + 1
+    raise AssertionError
+
+
+async def test_range_of_ports(serve, associated, dial, say, datagrams, port_range, books, until):
+    """Used up, it is a general failure; what has ended makes room."""
+    target = datagrams()
+    async with serve(udp_ports=port_range) as server:
+        ledger = books(server)
+        both = [await associated(server) for _ in range(2)]
+        assert {one.place[1] for one in both} == set(port_range)
+        third = await dial(server)
+        assert await asked(third, say) == say.failed(1)
+        assert await third.to_end() == b""
+        third.close()
+        both[0].end()
+        await until(lambda: server.sessions == 1, "the first has ended")
+        again = await associated(server)
+        assert again.place[1] == both[0].place[1]
+        assert await again.reaches(target)
+        assert await both[1].reaches(target)
+        again.end()
+        both[1].end()
+        assert await ledger.outstanding() == {}
+
+
+# -- how many --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_so_many_for_one_client(serve, associated, dial, say, books, until, how):
+    async with serve(udp_per_client=2, listen=["127.0.0.1:0", "[::1]:0"]) as server:
+        ledger = books(server)
+        first, second = [await associated(server) for _ in range(2)]
+        for _ in range(3):  # and being refused costs nothing either
+            third = await dial(server)
+            assert await asked(third, say) == say.failed(1)
+            assert await third.to_end() == b""
+            third.close()
+        other = await associated(server, which=1)
+        first.end(how)
+        await until(lambda: server.sessions == 2, "the first has ended")
+        again = await associated(server)
+        for one in (second, other, again):
+            one.end()
+        assert await ledger.outstanding() == {}
+
+
+async def test_one_that_could_not_be_made_is_not_counted(
+    serve, associated, dial, say, monkeypatch, books
+):
+    async with serve(udp_per_client=1) as server:
+        ledger = books(server)
+        with monkeypatch.context() as patch:
+            patch.setattr(associate.Associations, "begin", out_of_descriptors)
+            for _ in range(2):
+                client = await dial(server)
+                assert await asked(client, say) == say.failed(1)
+                client.close()
+        one = await associated(server)
+        one.end()
+        assert await ledger.outstanding() == {}
+
+
+def out_of_descriptors(*what):
+    raise OSError(24, "Too many open files")
+
+
+# -- its end ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["finish", "close", "reset"])
+async def test_it_ends_with_its_connection(server, associated, datagrams, books, how):
+    target, late = datagrams(), datagrams()
+    ledger = books(server)
+    one = await associated(server)
+    assert await one.reaches(target)
+    await one.control.send(b"means nothing")
+    assert await one.reaches(target)
+    one.end(how)
+    if how == "finish":
+        assert await one.control.to_end() == b""
+        one.control.close()
+    assert await ledger.outstanding() == {}
+    late.sock.sendto(b"too late", one.place)
+    await one.control.seen()
+    assert target.is_silent()
+
+
+async def test_it_ends_when_the_server_stops(descriptors_balance, serve, associated, datagrams):
+    """And gives up its place once, not twice."""
+    server = serve(udp_per_client=3)
+    server.start()
+    held = server._sessions._commands[3].args[0]._held
+    ones = [await associated(server) for _ in range(3)]
+    assert await ones[0].reaches(datagrams())
+    assert held == {"127.0.0.1": 3}
+    async with asyncio.timeout(5):
+        await server.stop(0)
+    assert held == {}
+    for one in ones:
+        assert await one.control.ended()
+        one.control.close()
+
+
+async def test_it_ends_when_nothing_is_said(serve, associated, books):
+    async with serve(udp_timeout=0.3, idle_timeout=0) as server:
+        ledger = books(server)
+        one = await associated(server)
+        assert await one.control.ended()
+        one.end()
+        assert await ledger.outstanding() == {}
+
+
+async def test_end_of_the_flow_is_told_once(server, associated, monkeypatch, books):
+    ended = []
+    real = associate.Associations.end
+    monkeypatch.setattr(
+        associate.Associations, "end", lambda self, host: ended.append(host) or real(self, host)
+    )
+    ledger = books(server)
+    for how in ("finish", "close", "reset"):
+        one = await associated(server)
+        one.end(how)
+        one.control.close()
+    assert await ledger.outstanding() == {}
+    one = await associated(server)
+    await server.stop(0)
+    assert ended == ["127.0.0.1"] * 4
+
+
+async def test_many_that_come_and_go(server, associated, datagrams, books):
+    target = datagrams()
+    ledger = books(server)
+    for how in ("close", "reset", "finish") * 7:
+        one = await associated(server)
+        assert await one.reaches(target)
+        one.end(how)
+        one.control.close()
+    assert await ledger.outstanding() == {}
+
+
+# -- where it is not offered -----------------------------------------------------
+
+
+async def test_off(serve, dial, say):
+    async with serve(udp=False) as server:
+        client = await dial(server)
+        assert await asked(client, say) == say.failed(7)
+        assert await client.to_end() == b""
+
+
+async def test_socks4_has_none(server, dial, say, books):
+    ledger = books(server)
+    client = await dial(server)
+    await client.send(say.socks4("127.0.0.1", 53, command=3))
+    assert await client.to_end() == say.failed4
+    client.close()
+    assert await ledger.outstanding() == {}

@@ -1,0 +1,190 @@
+# Where the datagrams of an association get to and where not: names, of which each is asked
+# for once and some never answered, and addresses that its client may not reach.
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+import pytest
+
+from fastsocks import addresses, associate, resolve
+
+
+@pytest.fixture
+def not_on_loopback(monkeypatch):
+    """Clients count as coming from elsewhere, who may not reach loopback."""
+    monkeypatch.setattr(addresses, "is_loopback", lambda host: False)
+
+
+# -- names -----------------------------------------------------------------------
+
+
+async def test_name_is_resolved_here(server, associated, datagrams, names):
+    names.answers["target.test"] = ["127.0.0.1"]
+    one = await associated(server)
+    target = datagrams()
+    for _ in range(3):
+        assert await one.reaches(target, "target.test")
+        assert await one.reaches(target, "TARGET.test")
+    assert names.asked == ["target.test"]
+
+
+async def test_name_that_does_not_exist_is_dropped(server, associated, datagrams, names):
+    names.answers["nowhere.test"] = socket.gaierror(socket.EAI_NONAME, "not known")
+    one = await associated(server)
+    target = datagrams()
+    for name in ("nowhere.test", "empty..label", "127.1", "a/b", "a b"):
+        one.send(name, target.name[1], b"lost")
+    assert await one.reaches(target)
+    assert names.asked == ["nowhere.test"]
+
+
+async def test_literal_in_a_name_field(server, associated, datagrams, say):
+    one = await associated(server)
+    target = datagrams()
+    field = b"\x00\x00\x00\x03\x09127.0.0.1" + target.name[1].to_bytes(2)
+    one.own.sock.sendto(field + b"ping", one.place)
+    assert (await target.receive())[0] == b"ping"
+
+
+@pytest.mark.parametrize("limit", [3, associate.NAMES_LIMIT])
+async def test_names_that_wait_are_bounded_and_literals_are_not(
+    serve, associated, datagrams, names, monkeypatch, books, limit
+):
+    """Neither does one client's hold up another's."""
+    monkeypatch.setattr(associate, "NAMES_LIMIT", limit)
+    many = [f"name{number}.test" for number in range(100)]
+    names.hang(*many)
+    names.answers["known.test"] = ["127.0.0.1"]
+    target = datagrams()
+    async with serve(connect_timeout=60) as server:
+        ledger = books(server)
+        one, other = await associated(server), await associated(server)
+        assert await one.reaches(target)  # its literal is known before the flood
+        for name in many:
+            one.send(name, 9, b"held")
+            await one.control.seen()
+        assert await one.reaches(target)
+        assert await other.reaches(target, "known.test")
+        assert 0 < len(names.asked) - 1 <= limit
+        one.end()
+        other.end()
+        assert await ledger.outstanding() == {}  # although nothing has been answered
+
+
+async def test_name_that_is_answered_after_the_end(
+    serve, associated, datagrams, names, until, books
+):
+    """What waited for it is gone with the association; the answer serves the next one."""
+    names.hang("slow.test")
+    names.answers["slow.test"] = ["127.0.0.1"]
+    target = datagrams()
+    async with serve(connect_timeout=60) as server:
+        ledger = books(server)
+        one = await associated(server)
+        one.send("slow.test", target.name[1], b"held")
+        await until(lambda: names.asked, "it is asked for")
+        one.end("reset")
+        assert await ledger.outstanding() == {}
+        names.release()
+        other = await associated(server)
+        assert await other.reaches(target, "slow.test")
+        assert target.is_silent()
+
+
+# -- where they may go -----------------------------------------------------------
+
+
+async def test_denied_destination_gets_nothing(serve, associated, datagrams, not_on_loopback):
+    """And the association lives on. What is allowed may be said by its range."""
+    async with serve(allow=["127.0.0.9/32"]) as server:
+        one = await associated(server)
+        denied, open_to_it = datagrams(), datagrams("127.0.0.9")
+        for _ in range(3):
+            one.send(*denied.name, b"never")
+            one.send("::1", denied.name[1], b"never")
+            one.send("::ffff:127.0.0.1", denied.name[1], b"never")
+            assert await one.reaches(open_to_it)
+        assert denied.is_silent()
+        assert server.engine.counters()["udp_dropped_denied"] == 9
+
+
+@pytest.mark.parametrize("allow", ["loopback", "all", "127.0.0.0/8"])
+async def test_operator_opens_a_range(serve, associated, datagrams, not_on_loopback, allow):
+    async with serve(allow=[allow]) as server:
+        one = await associated(server)
+        assert await one.reaches(datagrams())
+
+
+async def test_name_with_a_denied_and_an_allowed_address(
+    serve, associated, datagrams, names, not_on_loopback
+):
+    async with serve(allow=["127.0.0.9/32"]) as server:
+        allowed = datagrams("127.0.0.9")
+        denied = datagrams("127.0.0.1", allowed.name[1])
+        names.answers["both.test"] = ["127.0.0.1", "127.0.0.9"]
+        names.answers["denied.test"] = ["127.0.0.1"]
+        one = await associated(server)
+        one.send("denied.test", allowed.name[1], b"never")
+        for _ in range(3):
+            assert await one.reaches(allowed, "both.test")
+        assert denied.is_silent()
+
+
+async def test_name_that_means_something_else_later(
+    serve, associated, datagrams, names, not_on_loopback, monkeypatch, until
+):
+    """It is judged again when it is resolved again."""
+    monkeypatch.setattr(associate, "NAME_TTL", 0.05)
+    monkeypatch.setattr(resolve, "REMEMBER_FOUND", 0.0)
+    async with serve(allow=["127.0.0.9/32"]) as server:
+        target = datagrams("127.0.0.9")
+        denied = datagrams("127.0.0.1", target.name[1])
+        names.answers["rebound.test"] = ["127.0.0.9"]
+        one = await associated(server)
+        assert await one.reaches(target, "rebound.test")
+        names.answers["rebound.test"] = ["127.0.0.1"]
+
+        def is_denied():
+            one.send("rebound.test", target.name[1], b"again")
+            return server.engine.counters()["udp_dropped_denied"] > 0
+
+        await until(is_denied, "the new address is refused")
+        assert denied.is_silent()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "target.test"])
+async def test_error_in_judging(
+    server, associated, datagrams, names, monkeypatch, books, caplog, host, until
+):
+    """Is a no, is in the log once, and harms nobody: not even the same association."""
+    names.answers["target.test"] = ["127.0.0.1"]
+    bad, good = datagrams(), datagrams()
+    ledger = books(server)
+    real = addresses.Judge.judge
+
+    def judge(self, client_host, host, port, datagram=False):
+        if port == bad.name[1]:
+            raise RuntimeError("a mistake in judging")
+        real(self, client_host, host, port, datagram)
+
+    monkeypatch.setattr(addresses.Judge, "judge", judge)
+    reported = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, what: reported.append(what))
+    caplog.set_level(logging.INFO)
+    one, other = await associated(server), await associated(server)
+    for _ in range(5):
+        one.send(host, bad.name[1], b"never")
+    for each in (one, other, one):
+        assert await each.reaches(good)
+    await until(
+        lambda: server.engine.counters()["udp_dropped_denied"] == 5, "all of them are dropped"
+    )
+    assert bad.is_silent()
+    told = len(reported) + sum(record.exc_info is not None for record in caplog.records)
+    assert told == 1
+    one.end()
+    other.end()
+    assert await ledger.outstanding() == {}
