@@ -4,38 +4,21 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from support.programs import first_line, missing
+from support.namespaces import PATIENCE, own_network
+from support.programs import first_line
 
-PATIENCE = 60.0
-UP = """
-import fcntl, socket, struct, sys
-with socket.socket() as any_socket:
-    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
-print("up", flush=True)
-sys.stdin.read()
-"""
 LISTENING = ": 00000000:{:04X} "  # in /proc/net/tcp, where oidentd has any address
 
 
 @pytest.fixture(scope="module")
-def namespace(need):
-    """The start of a command line that runs the rest in the namespace."""
-    if os.geteuid():
-        missing("the right to make a namespace and be other users", "run the tests as root")
-    holder = subprocess.Popen(
-        [need("unshare"), "--net", sys.executable, "-c", UP],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert first_line(holder) == b"up\n"
-    yield [need("nsenter"), f"--net=/proc/{holder.pid}/ns/net", "--"]
-    holder.communicate(timeout=PATIENCE)
+def namespace():
+    with own_network() as enter:
+        yield enter
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ PACKAGES = {
     "java": "default-jre-headless",
     "javac": "default-jdk-headless",
     "kdig": "knot-dnsutils",
+    "mount": "mount",
     "nc": "netcat-openbsd",
     "ncat": "ncat",
     "nginx": "nginx-light",

@@ -1,0 +1,45 @@
+# A network of a test's own, where ports and addresses are nobody else's, and files of the
+# system that only it sees.
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from support.programs import first_line, missing, need
+
+PATIENCE = 60.0
+HOLD = """
+import fcntl, socket, struct, subprocess, sys
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
+mount, *files = sys.argv[1:]
+for own, system in zip(files[::2], files[1::2]):
+    subprocess.run([mount, "--bind", own, system], check=True)
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def own_network(files: Mapping[str, Path] = {}) -> Iterator[list[str]]:
+    """The start of a command line that runs the rest in there, with loopback alone and
+    with ``files`` in place of those of the system."""
+    if os.geteuid():
+        missing("the right to make a namespace", "run the tests as root")
+    pairs = [word for system, own in files.items() for word in (str(own), system)]
+    holder = subprocess.Popen(
+        [need("unshare"), "--net", "--mount", sys.executable, "-c", HOLD, need("mount"), *pairs],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert first_line(holder) == b"up\n"
+        own = f"/proc/{holder.pid}/ns"
+        yield [need("nsenter"), f"--net={own}/net", f"--mount={own}/mnt", "--"]
+    finally:
+        holder.communicate(timeout=PATIENCE)
