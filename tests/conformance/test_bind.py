@@ -92,11 +92,21 @@ def test_two_replies(proxy, dial, shape) -> None:
         assert finish(client, shape, peer) == (peer.getsockname()[:2], b"down", b"up")
 
 
-def test_early_octets_reach_the_peer(proxy, dial, shape) -> None:
+def test_octets_behind_the_request_reach_the_peer(proxy, dial, shape) -> None:
     client = dial(proxy)
-    address = listening(client, shape, loopback(shape), early=b"early")
+    address = listening(client, shape, loopback(shape), early=b"early, ")
     with socket.create_connection(address, timeout=20) as peer:
-        assert finish(client, shape, peer) == (peer.getsockname()[:2], b"earlydown", b"up")
+        assert finish(client, shape, peer) == (peer.getsockname()[:2], b"early, down", b"up")
+
+
+# Dante reads what comes between its two replies as another request, and gives up.
+@pytest.mark.parametrize("proxy", ["native", "python"], indirect=True)
+def test_octets_between_the_replies_reach_the_peer(proxy, dial, shape) -> None:
+    client = dial(proxy)
+    address = listening(client, shape, loopback(shape))
+    client.send(b"early, ", b"")  # and it has been read
+    with socket.create_connection(address, timeout=20) as peer:
+        assert finish(client, shape, peer) == (peer.getsockname()[:2], b"early, down", b"up")
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=lambda shape: shape.name)

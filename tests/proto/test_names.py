@@ -211,6 +211,7 @@ def test_a_number_to_the_c_library_is_no_name(text):
 @example("08.1")
 @example("0x7f.1.")
 @example("1.a")
+@example("0x7f")
 def test_no_name_is_a_number_to_the_c_library(text):
     kind, host = judged(text.encode())
     assume(kind == "name")
