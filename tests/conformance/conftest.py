@@ -8,6 +8,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -104,6 +105,19 @@ def dial() -> Iterator[Callable[[Proxy], Client]]:
             return Client(sock)
 
         yield connect
+
+
+@pytest.fixture
+def soon() -> Callable[[Callable[[], bool]], bool]:
+    """soon(condition): whether it comes true while there is patience."""
+
+    def comes(condition: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + 4 * PATIENCE
+        while not (true := condition()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return true
+
+    return comes
 
 
 @dataclass(slots=True)

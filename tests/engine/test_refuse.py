@@ -107,8 +107,15 @@ async def test_refusing_who_is_gone(make_engine):
     client.reset()
     conn.refuse(WORDS)
     await rig.at_rest()
+    others = [rig.connected() for _ in range(3)]  # which have its place and its descriptor
     conn.refuse(WORDS)
     conn.close()
+    for other, its in others:
+        await other.send(b"x")
+        assert await its.recv() == b"x"
+        await its.send(b"for you")
+        assert await other.read(7) == b"for you"
+        its.close()
 
 
 async def test_refusing_after_the_end_of_its_input(make_engine):

@@ -48,8 +48,10 @@ async def test_a_reset_of_a_connection_that_was_closed_before_it(rig):
     first.sock.send(b"x")
     second.reset()
     rig.engine.run_once()
-    _, conn = newcomers[0]
+    newcomer, conn = newcomers[0]
     remote = await rig.engine.dial(conn, listener.getsockname(), None, 10)
+    await newcomer.send(b"still here")
+    assert await conn.recv() == b"still here"
     remote.close()
     conn.close()
 
@@ -98,11 +100,14 @@ async def test_a_listener_that_somebody_else_has_open_too(rig, calm):
     listener = rig.hold(socket.create_server(("127.0.0.1", 0)))
     address = listener.getsockname()
     kept = rig.hold(listener.dup())
+    kept.settimeout(20)
     rig.engine.listen(listener, lambda conn: conn.close())
     rig.engine.stop_listening()
-    rig.connect(address)
+    client = rig.connect(address)
     await calm()
-    rig.hold(kept.accept()[0])
+    accepted, peer = kept.accept()
+    rig.hold(accepted)
+    assert peer == client.sock.getsockname(), "the client is not ours"
 
 
 async def test_nothing_is_adopted_by_an_engine_that_is_closed(rig):

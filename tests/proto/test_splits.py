@@ -128,24 +128,27 @@ every_talk = pytest.mark.parametrize("talk", TALKS, ids=lambda talk: talk.name)
 every_payload = pytest.mark.parametrize("payload", [b"", PAYLOAD], ids=["bare", "payload"])
 
 
-def check(talk: Talk, payload: bytes, trace) -> None:
-    assert trace.error is None, trace.error
-    assert trace.events == [(type(event), tuple(event)) for event in talk.events]
-    assert trace.replies == talk.replies
-    assert trace.leftover == payload
+def meant(talk: Talk, payload: bytes) -> tuple:
+    """What `seen` has to be of the conversation and what follows it."""
+    return None, [(type(event), tuple(event)) for event in talk.events], talk.replies, payload
+
+
+def seen(trace) -> tuple:
+    return trace.error, trace.events, trace.replies, trace.leftover
 
 
 @every_payload
 @every_talk
 def test_in_one_segment(drive, talk, payload):
-    check(talk, payload, drive(talk.machine(), [talk.stream + payload], talk.method))
+    trace = drive(talk.machine(), [talk.stream + payload], talk.method)
+    assert seen(trace) == meant(talk, payload)
 
 
 @every_payload
 @every_talk
 def test_one_octet_per_segment(drive, single_octets, talk, payload):
-    chunks = single_octets(talk.stream + payload)
-    check(talk, payload, drive(talk.machine(), chunks, talk.method))
+    trace = drive(talk.machine(), single_octets(talk.stream + payload), talk.method)
+    assert seen(trace) == meant(talk, payload)
 
 
 @every_payload
@@ -153,8 +156,8 @@ def test_one_octet_per_segment(drive, single_octets, talk, payload):
 def test_two_segments_cut_at_every_position(drive, talk, payload):
     stream = talk.stream + payload
     for position in range(len(stream) + 1):
-        chunks = [stream[:position], stream[position:]]
-        check(talk, payload, drive(talk.machine(), chunks, talk.method))
+        trace = drive(talk.machine(), [stream[:position], stream[position:]], talk.method)
+        assert seen(trace) == meant(talk, payload), position
 
 
 @every_payload
@@ -163,7 +166,8 @@ def test_two_segments_cut_at_every_position(drive, talk, payload):
 @given(positions=st.lists(st.integers(0, 1 << 12), max_size=12), bursts=st.lists(st.integers(1, 4)))
 def test_random_cuts_and_bursts(drive, cut, talk, payload, positions, bursts):
     chunks = cut(talk.stream + payload, positions)
-    check(talk, payload, drive(talk.machine(), chunks, talk.method, bursts=bursts))
+    trace = drive(talk.machine(), chunks, talk.method, bursts=bursts)
+    assert seen(trace) == meant(talk, payload)
 
 
 @every_talk

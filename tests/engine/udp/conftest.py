@@ -93,23 +93,25 @@ class Client(Peer):
     def relay(self) -> tuple[str, int]:
         return self.association.sockname
 
-    async def ping(self, target: Peer, payload: bytes = b"ping") -> None:
-        """There and back: whatever else there was to do has been done before it."""
+    async def ping(self, target: Peer, payload: bytes = b"ping") -> bytes:
+        """What comes back from there; whatever else there was to do has been done before it."""
         self.send(payload, target.address)
         assert await target.echo() == payload
-        assert await self.recv() == header(*target.address) + payload
+        answer, head = await self.recv(), header(*target.address)
+        assert answer.startswith(head), answer
+        return answer[len(head) :]
 
     def dropped(self, why: str) -> int:
         return self.rig.engine.counters()[f"udp_dropped_{why}"]
 
-    async def drops(self, why: str, count: int) -> None:
-        """Waits until so many datagrams were dropped for that reason."""
+    async def drops(self, why: str, at_least: int) -> int:
+        """How many datagrams were dropped for that reason, once there are so many."""
         await self.rig.until(
-            lambda: self.dropped(why) >= count,
-            f"{count} dropped as {why}: {self.rig.engine.counters()}",
+            lambda: self.dropped(why) >= at_least,
+            f"{at_least} dropped as {why}: {self.rig.engine.counters()}",
             PATIENCE,
         )
-        assert self.dropped(why) == count
+        return self.dropped(why)
 
 
 def allow(association: Any, atyp: int, raw: bytes, port: int) -> None:

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import errno
 import random
+import resource
 import socket
 
 import pytest
@@ -27,21 +28,21 @@ async def test_another_host_is_not_the_client(make_place, header):
     stranger = place.target("127.0.0.2")
     for _ in range(3):  # before the client is known by its port, and after
         stranger.sock.sendto(header(*target.address) + b"for me", client.relay)
-    await client.drops("source", 3)
-    await client.ping(target)
+    assert await client.drops("source", 3) == 3
+    assert await client.ping(target) == b"ping"
     with contextlib.suppress(ConnectionRefusedError):
         stranger.sock.sendto(header(*target.address) + b"for me", client.relay)
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     assert target.is_silent()
 
 
 async def test_another_port_is_not_the_client(make_place, header):
     place = make_place()
     client, target, stranger = place.client(), place.target(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     for _ in range(3):
         stranger.sock.sendto(header(*target.address) + b"for me", client.relay)
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     assert target.is_silent()
     assert stranger.is_silent()
 
@@ -57,7 +58,7 @@ async def test_those_who_came_before_the_port_was_known(make_place, header):
         stranger.sock.sendto(header(*target.address) + b"for me", client.relay)
     assert await target.echo() == b"first"
     assert await client.recv() == header(*target.address) + b"first"
-    await client.drops("source", 5)
+    assert await client.drops("source", 5) == 5
     assert target.is_silent()
 
 
@@ -66,20 +67,20 @@ async def test_a_bad_datagram_does_not_make_the_client_known(make_place, header)
     client, target, stranger = place.client(), place.target(), place.target()
     stranger.sock.sendto(b"hello?", client.relay)
     stranger.sock.sendto(header(*target.address, frag=1) + b"x", client.relay)
-    await client.drops("malformed", 1)
-    await client.drops("fragment", 1)
-    await client.ping(target)
+    assert await client.drops("malformed", 1) == 1
+    assert await client.drops("fragment", 1) == 1
+    assert await client.ping(target) == b"ping"
 
 
 async def test_a_scan_of_the_relay(make_place):
     place = make_place()
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     scanner = place.target("127.0.0.3")
     for number in range(200):
         with contextlib.suppress(ConnectionRefusedError):
             scanner.sock.sendto(bytes(number), client.relay)
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     assert scanner.is_silent()
     assert target.is_silent()
 
@@ -100,8 +101,8 @@ async def test_a_stranger_does_not_get_through(make_place):
     same_host, other_host = place.target(), place.target("127.0.0.4")
     same_host.sock.sendto(b"psst", outside)
     other_host.sock.sendto(b"psst", outside)
-    await client.drops("stranger", 2)
-    await client.ping(target)
+    assert await client.drops("stranger", 2) == 2
+    assert await client.ping(target) == b"ping"
     assert client.is_silent()
 
 
@@ -116,9 +117,9 @@ async def test_a_denied_destination_does_not_get_through(make_place):
     client = place.client(on_ask=judge)
     outside = await reached(client, target)
     client.send(b"?", forbidden.address)
-    await client.drops("denied", 1)
+    assert await client.drops("denied", 1) == 1
     forbidden.sock.sendto(b"psst", outside)
-    await client.drops("stranger", 1)
+    assert await client.drops("stranger", 1) == 1
     assert client.is_silent()
 
 
@@ -142,9 +143,9 @@ async def test_a_header_cut_short_anywhere(make_place, header, host):
     whole = header(host, target.port)
     for end in range(len(whole)):
         client.send_raw(whole[:end])
-    await client.drops("malformed", len(whole))
+    assert await client.drops("malformed", len(whole)) == len(whole)
     assert not client.asked
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,8 @@ async def test_what_cannot_be_a_header(make_place, head):
     place = make_place()
     client, target = place.client(), place.target()
     client.send_raw(head + b"payload")
-    await client.drops("malformed", 1)
-    await client.ping(target)
+    assert await client.drops("malformed", 1) == 1
+    assert await client.ping(target) == b"ping"
     assert len(client.asked) == 1
 
 
@@ -172,10 +173,10 @@ async def test_what_cannot_be_a_header(make_place, head):
 async def test_fragments_are_dropped(make_place, frag):
     place = make_place()
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     client.send(b"part", target.address, frag=frag)
-    await client.drops("fragment", 1)
-    await client.ping(target)
+    assert await client.drops("fragment", 1) == 1
+    assert await client.ping(target) == b"ping"
     assert target.is_silent()
 
 
@@ -185,7 +186,7 @@ async def test_a_target_that_refuses(make_place):
     gone.sock.close()
     for _ in range(20):
         client.send(b"anybody?", gone.address)
-        await client.ping(target)
+        assert await client.ping(target) == b"ping"
 
 
 async def test_a_client_that_does_not_listen(make_place):
@@ -217,8 +218,8 @@ async def test_an_unreachable_target(make_place):
 
     client = place.client(on_ask=judge)
     client.send(b"x", ("away.example", 9))
-    await client.drops("failed", 1)
-    await client.ping(target)
+    assert await client.drops("failed", 1) == 1
+    assert await client.ping(target) == b"ping"
 
 
 # -- bounds ------------------------------------------------------------------
@@ -230,7 +231,7 @@ async def test_only_a_few_datagrams_wait_for_verdicts(make_place):
     client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
     for number in range(100):
         client.send(b"%d" % number, target.address)
-    await client.drops("full", 100 - 16)
+    assert await client.drops("full", 100 - 16) == 100 - 16
     await place.rig.until(lambda: questions, "asked")
     association, *what = questions[0]
     association.answer(*what, target.address, 0)
@@ -242,7 +243,7 @@ async def test_large_datagrams_wait_less(make_place, payload):
     client, target = place.client(on_ask=lambda *what: None), place.target()
     for _ in range(4):
         client.send(payload(30_000), target.address)
-    await client.drops("full", 2)
+    assert await client.drops("full", 2) == 2
 
 
 async def test_only_a_few_questions_at_once(make_place):
@@ -251,11 +252,11 @@ async def test_only_a_few_questions_at_once(make_place):
     client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
     for port in range(1, 101):
         client.send(b"x", ("127.0.0.1", port))
-    await client.drops("full", 100 - 16)
+    assert await client.drops("full", 100 - 16) == 100 - 16
     await place.rig.until(lambda: len(questions) == 16, "asked")
     for association, *what in questions:
         association.answer(*what, None, 0)
-    await client.drops("denied", 16)
+    assert await client.drops("denied", 16) == 16
     client.send(b"now", target.address)
     await place.rig.until(lambda: len(questions) == 17, "asked again")
 
@@ -270,7 +271,7 @@ async def test_nothing_is_asked_where_nothing_can_wait(make_place, payload):
     await place.rig.until(lambda: questions, "asked")
     for number in range(3000):
         client.send(payload(6_000), (f"n{number}.example", 53))
-        await client.drops("full", number + 1)
+        assert await client.drops("full", number + 1) == number + 1
     assert len(questions) == 1
     association, *what = questions[0]
     association.answer(*what, target.address, 0)
@@ -296,7 +297,7 @@ async def test_old_verdicts_are_not_all_asked_for_at_once(make_place):
     await asyncio.sleep(0.02)
     for name in names:
         client.send(b"x", name)
-    await client.drops("full", 60 - 16)
+    assert await client.drops("full", 60 - 16) == 60 - 16
     await place.rig.until(lambda: len(questions) == 16, "asked")
 
 
@@ -334,7 +335,7 @@ async def test_a_forgotten_destination_is_a_stranger(make_place, header):
         await place.rig.until(lambda n=number: len(client.asked) == known + 1 + n, "asked")
     del sink
     first.sock.sendto(b"still there?", outside)
-    await client.drops("stranger", 1)
+    assert await client.drops("stranger", 1) == 1
 
 
 async def test_a_flood_on_one_leaves_the_others_their_answers(make_place, payload):
@@ -342,7 +343,7 @@ async def test_a_flood_on_one_leaves_the_others_their_answers(make_place, payloa
     flooder, target, drain = place.client(), place.target(), place.target()
     others = [place.client() for _ in range(3)]
     for client in (flooder, *others):
-        await client.ping(target)
+        assert await client.ping(target) == b"ping"
     flooder.send(b"ask first", drain.address)
     await drain.recv()
     block = payload(1000)
@@ -351,24 +352,23 @@ async def test_a_flood_on_one_leaves_the_others_their_answers(make_place, payloa
             with contextlib.suppress(BlockingIOError):
                 flooder.send(block, drain.address)
         for client in others:
-            await client.ping(target)
-    await flooder.ping(target)
+            assert await client.ping(target) == b"ping"
+    assert await flooder.ping(target) == b"ping"
     assert not place.rig.ends
 
 
-async def test_no_descriptor_for_the_socket_to_targets(make_place, monkeypatch):
+async def test_no_descriptor_for_the_socket_to_targets(make_place):
     """Out of descriptors a datagram is lost, no more: the next one finds some."""
-    resource = pytest.importorskip("resource")
     place = make_place()
     client, target = place.client(), place.target()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
         client.send(b"lost", target.address)
-        await client.drops("failed", 1)
+        assert await client.drops("failed", 1) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
 
 
 async def test_an_error_in_the_judge_is_reported(make_place):
@@ -384,8 +384,8 @@ async def test_an_error_in_the_judge_is_reported(make_place):
 
     client, target = place.client(on_ask=judge), place.target()
     client.send(b"x", ("127.0.0.1", 9))
-    await client.drops("denied", 1)
-    await client.ping(target)
+    assert await client.drops("denied", 1) == 1
+    assert await client.ping(target) == b"ping"
     await place.rig.until(lambda: reported, "reported")
 
 

@@ -17,8 +17,8 @@ from fastsocks import engine as contract
 async def test_there_and_back(make_place):
     place = make_place()
     client, target = place.client(), place.target()
-    await client.ping(target)
-    await client.ping(target, b"again")
+    assert await client.ping(target) == b"ping"
+    assert await client.ping(target, b"again") == b"again"
     assert client.asked == [(1, socket.inet_aton("127.0.0.1"), target.port)]
     counters = place.rig.engine.counters()
     assert (counters["datagrams_up"], counters["datagrams_down"]) == (2, 2)
@@ -29,7 +29,7 @@ async def test_inline(make_place):
     place = make_place(relay_threads=0)
     client, target = place.client(), place.target()
     for number in range(100):
-        await client.ping(target, b"%d" % number)
+        assert await client.ping(target, b"%d" % number) == b"%d" % number
     client.control.close()
     assert (await place.rig.ended())[3] == contract.FINISHED
 
@@ -41,7 +41,7 @@ async def test_every_family_towards_every_other(make_place, near, far):
     place = make_place()
     client, target = place.client(near), place.target(far)
     assert client.association.sockname[0] == near
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
 
 
 @pytest.mark.usefixtures("ipv6")
@@ -49,8 +49,8 @@ async def test_both_families_at_once(make_place):
     place = make_place()
     client, old, new = place.client(), place.target(), place.target("::1")
     for _ in range(3):
-        await client.ping(old)
-        await client.ping(new)
+        assert await client.ping(old) == b"ping"
+        assert await client.ping(new) == b"ping"
 
 
 async def test_a_name_goes_where_the_answer_says(make_place, header):
@@ -92,7 +92,7 @@ async def test_mapped_addresses_are_ipv4(make_place, header):
 async def test_every_size(make_place, payload, size):
     place = make_place()
     client, target = place.client(), place.target()
-    await client.ping(target, payload(size))
+    assert await client.ping(target, payload(size)) == payload(size)
 
 
 async def test_the_largest_datagrams(make_place, payload):
@@ -100,13 +100,13 @@ async def test_the_largest_datagrams(make_place, payload):
     way down, where it is dropped and nothing more."""
     place = make_place()
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     origin = await _origin(client, target)
     target.sock.sendto(payload(65_507), origin)
-    await client.drops("failed", 1)
+    assert await client.drops("failed", 1) == 1
     target.sock.sendto(payload(65_497), origin)
     assert len(await client.recv()) == 65_507
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
 
 
 async def _origin(client, target):
@@ -133,7 +133,7 @@ async def test_many_targets(make_place):
     targets = [place.target() for _ in range(40)]
     for _ in range(2):
         for target in targets:
-            await client.ping(target)
+            assert await client.ping(target) == b"ping"
     assert len(client.asked) == 40
 
 
@@ -165,8 +165,8 @@ async def test_a_denied_destination(make_place):
     client = place.client(on_ask=judge)
     for _ in range(5):
         client.send(b"let me", forbidden.address)
-    await client.drops("denied", 5)
-    await client.ping(target)
+    assert await client.drops("denied", 5) == 5
+    assert await client.ping(target) == b"ping"
     assert forbidden.is_silent()
     assert len(client.asked) == 2
 
@@ -177,7 +177,7 @@ async def test_a_verdict_is_asked_for_again_when_it_is_old(make_place):
     client = place.client(
         on_ask=lambda association, *what: association.answer(*what, target.address, 0.001)
     )
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     await asyncio.sleep(0.02)
     client.send(b"later", target.address)
     assert await target.recv() == b"later"
@@ -187,13 +187,14 @@ async def test_a_verdict_is_asked_for_again_when_it_is_old(make_place):
 async def test_a_verdict_may_change(make_place):
     place = make_place()
     client, target = place.client(), place.target()
-    await client.ping(target)
+    outside = await _origin(client, target)
     client.association.answer(*client.asked[0], None, 0)
     client.send(b"not any more", target.address)
-    await client.drops("denied", 1)
-    target.sock.sendto(b"nor back", client.relay)
+    assert await client.drops("denied", 1) == 1
+    target.sock.sendto(b"nor back", outside)
+    assert await client.drops("stranger", 1) == 1
     client.association.answer(*client.asked[0], target.address, 0)
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
 
 
 async def test_no_address_is_no_answer(make_place):
@@ -217,7 +218,7 @@ async def test_fin_on_the_control_connection_ends_it(make_place):
     place = make_place()
     client, target = place.client(), place.target()
     before = place.rig.descriptors()
-    await client.ping(target, b"12345")
+    assert await client.ping(target, b"12345") == b"12345"
     client.control.shutdown(socket.SHUT_WR)
     assert await place.rig.ended() == (client.flow, 5, 5, contract.FINISHED, 0)
     await place.rig.at_rest()
@@ -227,7 +228,7 @@ async def test_fin_on_the_control_connection_ends_it(make_place):
 async def test_reset_of_the_control_connection_ends_it(make_place, reset):
     place = make_place()
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     reset(client.control)
     flow, _, _, reason, error = await place.rig.ended()
     assert (flow, reason) == (client.flow, contract.CLIENT_RESET)
@@ -241,9 +242,9 @@ async def test_what_is_said_on_the_control_connection_means_nothing(make_place, 
     client.control.setblocking(False)
     loop = asyncio.get_running_loop()
     await asyncio.wait_for(loop.sock_sendall(client.control, payload(3_000_000)), 20)
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     client.control.send(b"!", socket.MSG_OOB)
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     client.control.close()
     assert (await place.rig.ended())[3] == contract.FINISHED
 
@@ -251,7 +252,7 @@ async def test_what_is_said_on_the_control_connection_means_nothing(make_place, 
 async def test_an_idle_association_ends(make_place):
     place = make_place(udp_timeout=0.3)
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     flow, _, _, reason, _ = await place.rig.ended()
     assert (flow, reason) == (client.flow, contract.IDLE)
     await place.rig.at_rest()
@@ -261,7 +262,7 @@ async def test_datagrams_keep_it_alive(make_place):
     place = make_place(udp_timeout=0.6)
     client, target = place.client(), place.target()
     for _ in range(12):
-        await client.ping(target)
+        assert await client.ping(target) == b"ping"
         await asyncio.sleep(0.1)
     assert not place.rig.ends
     assert (await place.rig.ended())[3] == contract.IDLE
@@ -270,19 +271,22 @@ async def test_datagrams_keep_it_alive(make_place):
 async def test_killed(make_place):
     place = make_place()
     client, other, target = place.client(), place.client(), place.target()
-    await client.ping(target)
-    await other.ping(target)
+    assert await client.ping(target) == b"ping"
+    assert await other.ping(target) == b"ping"
     place.rig.engine.kill(client.handle)
     assert (await place.rig.ended())[::3] == (client.flow, contract.KILLED)
     place.rig.engine.kill(client.handle)
-    await other.ping(target)
+    assert await other.ping(target) == b"ping"
 
 
 async def test_killed_at_once(make_place):
     place = make_place()
-    for _ in range(50):
-        place.rig.engine.kill(place.client().handle)
+    clients = [place.client() for _ in range(50)]
+    for client in clients:
+        place.rig.engine.kill(client.handle)
     await place.rig.ended(50)
+    assert {end[0] for end in place.rig.ends} == {client.flow for client in clients}
+    assert {end[3] for end in place.rig.ends} == {contract.KILLED}
     await place.rig.at_rest()
 
 
@@ -290,7 +294,7 @@ async def test_closed_with_the_engine(make_place):
     place = make_place()
     clients = [place.client() for _ in range(20)]
     target = place.target()
-    await clients[0].ping(target)
+    assert await clients[0].ping(target) == b"ping"
     place.rig.engine.close()
     assert {end[0] for end in place.rig.ends} == {client.flow for client in clients}
     assert {end[3] for end in place.rig.ends} == {contract.KILLED}
@@ -364,6 +368,7 @@ async def test_no_such_address_to_bind(make_place):
 async def test_a_thousand_opened_and_dropped(make_place):
     place = make_place()
     target = place.target()
+    before = place.rig.descriptors()
     for hundreds in range(1, 11):
         clients = [place.client() for _ in range(100)]
         for client in clients[::7]:
@@ -374,3 +379,5 @@ async def test_a_thousand_opened_and_dropped(make_place):
         # An ordinary user has 1,024 descriptors, for all of these.
         await place.rig.ended(100 * hundreds)
     await place.rig.at_rest()
+    assert {end[3] for end in place.rig.ends} == {contract.FINISHED}
+    assert place.rig.descriptors() <= before

@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from fastsocks.engine import FINISHED
 from support.programs import need
 
 SOL_UDP, UDP_SEGMENT = 17, 103
@@ -21,26 +22,25 @@ async def all_of(peer, count):
     return [await peer.recv() for _ in range(count)]
 
 
-async def exchange(place, client, target, payloads):
-    """Sends them all at once, up and back down; each has to come as it was sent."""
-    outside = None
+async def exchange(client, target, payloads):
+    """What comes of them at the target, and then at the client, when all are sent at once, up
+    and back down."""
     for payload in payloads:
         client.send(payload, target.address)
-    got = []
-    for _ in payloads:
-        data, outside = await target.recvfrom()
-        got.append(data)
-    assert got == payloads
+    came = [await target.recvfrom() for _ in payloads]
+    outside = came[-1][1]
     for payload in payloads:
         target.sock.sendto(payload, outside)
-    assert [data[10:] for data in await all_of(client, len(payloads))] == payloads
+    back = await all_of(client, len(payloads))
+    return [data for data, _ in came], [data[10:] for data in back]
 
 
 async def test_equal_sizes_leave_together(make_native_place, payload):
     place = make_native_place(relay_threads=0)  # all is queued before the engine looks
     client, target = place.client(), place.target()
-    await client.ping(target)
-    await exchange(place, client, target, [payload(1200, seed) for seed in range(30)])
+    assert await client.ping(target) == b"ping"
+    payloads = [payload(1200, seed) for seed in range(30)]
+    assert await exchange(client, target, payloads) == (payloads, payloads)
     assert gso_sends(place) >= 2
     assert place.rig.engine.counters()["datagrams_up"] == 31
     assert place.rig.engine.counters()["datagrams_down"] == 31
@@ -50,12 +50,12 @@ async def test_equal_sizes_leave_together(make_native_place, payload):
 async def test_any_sizes_in_any_order(make_native_place, threads):
     place = make_native_place(relay_threads=threads)
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     chance = random.Random(7)
     for _ in range(40):
         sizes = chance.choice([[0, 1, 64], [64], [100, 101, 100, 99], [1200, 1200, 300], [1400, 0]])
         payloads = [chance.randbytes(chance.choice(sizes)) for _ in range(chance.randrange(1, 60))]
-        await exchange(place, client, target, payloads)
+        assert await exchange(client, target, payloads) == (payloads, payloads)
     assert gso_sends(place) > 0
 
 
@@ -64,7 +64,7 @@ async def test_runs_to_several_targets_do_not_mix(make_native_place, payload):
     client = place.client()
     targets = [place.target() for _ in range(3)]
     for target in targets:
-        await client.ping(target)
+        assert await client.ping(target) == b"ping"
     chance = random.Random(1)
     expected = {target: [] for target in targets}
     for number in range(60):
@@ -80,7 +80,7 @@ async def test_a_run_that_comes_in_one(make_native_place, header, payload, size)
     """The client and the target use UDP_SEGMENT too: the engine gets a run ready-made."""
     place = make_native_place()
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     client.send(b"?", target.address)
     outside = (await target.recvfrom())[1]
     payloads = [payload(size, number) for number in range(40)] + [payload(size)[: size // 2 or 1]]
@@ -100,7 +100,7 @@ async def test_a_run_of_other_destinations_comes_apart(make_native_place, header
     client = place.client()
     targets = [place.target() for _ in range(4)]
     for target in targets:
-        await client.ping(target)
+        assert await client.ping(target) == b"ping"
     order = [targets[number % 4] for number in range(20)]
     run = b"".join(header(*target.address) + b"%04d" % n for n, target in enumerate(order))
     client.sock.sendmsg(
@@ -113,27 +113,30 @@ async def test_a_run_of_other_destinations_comes_apart(make_native_place, header
 async def test_a_run_with_bad_headers_in_it(make_native_place, header):
     place = make_native_place()
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     good = header(*target.address) + b"good"
     bad = b"\0\0\0\x09" + good[4:]
     run = good + bad + good + b"\0\0\x01" + good[3:] + good + good[:6]
     cut = [(SOL_UDP, UDP_SEGMENT, len(good).to_bytes(2, "little"))]
     client.sock.sendmsg([run], cut, 0, client.relay)
     assert await all_of(target, 3) == [b"good"] * 3
-    await client.drops("malformed", 2)
-    await client.drops("fragment", 1)
+    assert await client.drops("malformed", 2) == 2
+    assert await client.drops("fragment", 1) == 1
 
 
-async def test_inline_and_in_threads_are_the_same(make_native_place, payload):
-    for threads in (0, 1, 2):
-        place = make_native_place(relay_threads=threads)
-        clients = [place.client() for _ in range(4)]
-        target = place.target()
-        for client in clients:
-            await exchange(place, client, target, [payload(300, n) for n in range(16)])
-        for client in clients:
-            client.control.close()
-        await place.rig.ended(4)
+@pytest.mark.parametrize("threads", [0, 1, 2])
+async def test_inline_and_in_threads_are_the_same(make_native_place, payload, threads):
+    place = make_native_place(relay_threads=threads)
+    clients, target = [place.client() for _ in range(4)], place.target()
+    payloads = [payload(300, number) for number in range(16)]
+    for client in clients:
+        assert await exchange(client, target, payloads) == (payloads, payloads)
+    for client in clients:
+        client.control.close()
+    await place.rig.ended(4)
+    octets = 16 * 300
+    expected = {(client.flow, octets, octets, FINISHED, 0) for client in clients}
+    assert set(place.rig.ends) == expected
 
 
 def test_what_the_kernel_will_not_cut_is_sent_one_by_one(program, tmp_path):

@@ -63,16 +63,16 @@ async def test_a_socket_that_somebody_else_has_open_too(
     epoll come for ever."""
     place = make_native_place(relay_threads=relay_threads)
     ended, target = place.client(), place.target()
-    await ended.ping(target)
+    assert await ended.ping(target) == b"ping"
     open_too(place, lambda sock: sock.getpeername() == ended.control.getsockname())
     open_too(place, lambda sock: sock.getsockname() == ended.relay)
     place.rig.engine.kill(ended.handle)
     assert (await place.rig.ended())[3] == contract.KILLED
     successor = place.client()
-    await successor.ping(target)
+    assert await successor.ping(target) == b"ping"
     action(ended, reset)
     await calm()
-    await successor.ping(target)
+    assert await successor.ping(target) == b"ping"
     assert len(place.rig.ends) == 1
 
 
@@ -82,28 +82,28 @@ async def test_an_old_handle_does_not_kill_a_new_association(place):
     await place.rig.ended()
     successor = place.client()
     place.rig.engine.kill(client.handle)
-    await successor.ping(target)
+    assert await successor.ping(target) == b"ping"
     assert len(place.rig.ends) == 1
 
 
 async def test_an_order_to_end_that_comes_after_the_end(place):
     """Told before the loop knows of the end, obeyed when the slot has been used again."""
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     client.control.close()
     place.rig.engine.relay_inline()
     assert not place.rig.ends, "the end is known already"
     place.rig.engine.kill(client.handle)
     place.rig.engine.run_once()
     assert (await place.rig.ended())[3] == contract.FINISHED
-    await place.client().ping(target)
+    assert await place.client().ping(target) == b"ping"
     assert len(place.rig.ends) == 1
 
 
 @pytest.mark.parametrize("order_first", [True, False])
 async def test_an_end_and_the_order_to_end_in_one_batch(place, order_first):
     client, target = place.client(), place.target()
-    await client.ping(target)
+    assert await client.ping(target) == b"ping"
     if order_first:
         place.rig.engine.kill(client.handle)
     client.control.close()
@@ -113,7 +113,7 @@ async def test_an_end_and_the_order_to_end_in_one_batch(place, order_first):
     place.rig.engine.relay_inline()
     reason = contract.KILLED if order_first else contract.FINISHED
     assert (await place.rig.ended())[3] == reason
-    await place.client().ping(target)
+    assert await place.client().ping(target) == b"ping"
     assert len(place.rig.ends) == 1
     assert target.is_silent()
 
@@ -138,7 +138,7 @@ async def test_a_question_whose_association_has_ended(place, allow):
     assert len(successors) == 1
     assert not successors[0].asked
     assert not client.asked
-    await successors[0].ping(target)
+    assert await successors[0].ping(target) == b"ping"
 
 
 async def test_what_datagrams_wait_for_is_not_forgotten(place):
