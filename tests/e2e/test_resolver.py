@@ -15,7 +15,8 @@ from support.programs import first_line
 NAME_SERVER = Path(__file__).with_name("name_server.py")
 # Code 4 of RFC 1928, 6.
 UNREACHABLE = "curl: (97) Can't complete SOCKS5 connection to {}. (4)"
-RESOLV_CONF = "nameserver 127.0.0.1\noptions timeout:1 attempts:2\n"
+# Patient beyond what curl waits: it is the proxy that must not be.
+RESOLV_CONF = "nameserver 127.0.0.1\noptions timeout:10 attempts:2\n"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def fetch(start, namespace, need, plain_environment, engine):
         return subprocess.Popen(
             [
                 *(*namespace, need("curl"), "-q", "-sS", "-o", "/dev/null", "-w", "%{http_code}"),
-                *("--max-time", "30", "-x", f"socks5h://127.0.0.1:{proxy}"),
+                *("--max-time", "15", "-x", f"socks5h://127.0.0.1:{proxy}"),
                 f"http://{host}:{port}/",
             ],
             stdout=subprocess.PIPE,
