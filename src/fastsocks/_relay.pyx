@@ -541,6 +541,8 @@ cdef void relay_obey(Relay *relay) noexcept nogil:
     cdef Command *command = <Command *>take_list(&relay.commands)
     cdef Command *after
     cdef Pair *pair
+    # An order may be for a pair that was handed over after this turn's welcome.
+    relay_welcome(relay)
     while command != NULL:
         pair = arena_at(relay.arena, command.index)
         if load_u32(&pair.generation) == command.generation and load_u32(&pair.state) == LIVE:
@@ -604,8 +606,9 @@ cdef void relay_publish(Relay *relay) noexcept nogil:
 
 
 cdef void relay_welcome(Relay *relay) noexcept nogil:
-    """Sets the timers of pairs handed over since the last turn. A pair is on this
-    list before it is in the epoll, so it is off it before it can end."""
+    """Sets the timers of pairs handed over since the last welcome. A pair is on this
+    list before it is in the epoll and before any order for it is given: whoever takes
+    events or orders first and welcomes then has it off the list before it can end."""
     cdef Pair *pair = <Pair *>take_list(&relay.newcomers)
     cdef Pair *after
     while pair != NULL:

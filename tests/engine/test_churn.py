@@ -148,12 +148,12 @@ class Crowd:
 
     async def talk(self, sock: socket.socket, remote: socket.socket, fate: str) -> None:
         loop = self.rig.loop
-        await loop.sock_sendall(remote, bytes(self.random.randrange(100_000)))
+        await loop.sock_sendall(remote, bytes(1 + self.random.randrange(100_000)))
         if fate == "remote leaves":
             self.leave(remote)
         elif fate == "client leaves":
             return
-        await loop.sock_sendall(sock, bytes(self.random.randrange(100_000)))
+        await loop.sock_sendall(sock, bytes(1 + self.random.randrange(100_000)))
         if self.random.random() < 0.5:
             await loop.sock_recv(sock, 1000)
 

@@ -8,10 +8,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import resource
+from collections.abc import Iterator
 
 import pytest
 
 from fastsocks.engine import CLIENT_RESET, FINISHED, IDLE, KILLED, REMOTE_RESET
+
+CROWD = 400  # sessions that stay idle, each with four descriptors
+ROUNDS = 10
+DOOMED = 50  # sessions that are killed at once
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_kill_resets_both_ends(make_way):
@@ -33,6 +47,28 @@ async def test_kill_at_once_after_relay(make_way):
         rig.engine.kill(relayed.handle)
         assert (await rig.ended(number))[0] is relayed.flow
     assert {end[3] for end in rig.ends} == {KILLED}
+    await rig.at_rest()
+
+
+async def test_kill_at_once_while_a_crowd_is_welcomed(make_way, many_descriptors):
+    """The first order wakes a thread that has many sessions to make the acquaintance of;
+    the next ones are about sessions that it has yet to hear of."""
+    rig = make_way(idle_timeout=1)
+    for number in range(1, ROUNDS + 1):
+        made = [(rig.connected("unix"), rig.connected("unix")) for _ in range(CROWD + DOOMED)]
+        for index, ((_, near), (_, far)) in enumerate(made):
+            handle = rig.engine.relay(near, far, None, b"")
+            if index >= CROWD:
+                rig.engine.kill(handle)
+        await rig.ended((CROWD + DOOMED) * (number - 1) + DOOMED)
+        for (client, _), (remote, _) in made:
+            client.close()
+            remote.close()
+        await rig.ended((CROWD + DOOMED) * number)
+    assert [end[3] for end in rig.ends].count(KILLED) == ROUNDS * DOOMED
+    rig.relay("unix")
+    # With its timer go those that have wrongly outlived their sessions.
+    assert (await rig.ended((CROWD + DOOMED) * ROUNDS + 1))[3] == IDLE
     await rig.at_rest()
 
 
