@@ -9,11 +9,11 @@ sleeps for nobody: it only says for how long.
 from __future__ import annotations
 
 import collections
-import functools
-import ipaddress
 import math
 import time
 from collections.abc import Callable
+
+from fastsocks.clients import network_of
 
 FREE_FAILURES = 2
 FIRST_WAIT = 0.5
@@ -34,24 +34,23 @@ class _Record:
 
 
 class BackOff:
-    """Times are seconds of ``clock``. Addresses of IPv6 count by /64, as that is
-    what one machine has."""
+    """Times are seconds of ``clock``."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._records: collections.OrderedDict[str | bytes, _Record] = collections.OrderedDict()
+        self._records: collections.OrderedDict[str, _Record] = collections.OrderedDict()
 
     def __len__(self) -> int:
         return len(self._records)
 
     def has(self, host: str) -> bool:
         """Whether the address has failed lately. Nearly free while nobody has."""
-        return bool(self._records) and _network(host) in self._records
+        return bool(self._records) and network_of(host) in self._records
 
     def wait(self, host: str) -> float | None:
         """Takes a turn and tells in how many seconds it comes; None when that would
         be too long, and no turn is taken."""
-        record = self._records.get(_network(host)) if self._records else None
+        record = self._records.get(network_of(host)) if self._records else None
         now = self._clock()
         if record is None or now - record.latest > WINDOW:
             return 0.0
@@ -62,7 +61,7 @@ class BackOff:
         return turn - now
 
     def failed(self, host: str) -> None:
-        now, network = self._clock(), _network(host)
+        now, network = self._clock(), network_of(host)
         record = self._records.pop(network, None)
         if record is None or now - record.latest > WINDOW:
             record = _Record()
@@ -75,7 +74,7 @@ class BackOff:
 
     def succeeded(self, host: str) -> None:
         if self._records:
-            self._records.pop(_network(host), None)
+            self._records.pop(network_of(host), None)
 
 
 def pause(failures: int) -> float:
@@ -84,13 +83,3 @@ def pause(failures: int) -> float:
         return 0.0
     doublings = min(failures - FREE_FAILURES - 1, 10)
     return min(LONGEST_WAIT, math.ldexp(FIRST_WAIT, doublings))
-
-
-def _network(host: str) -> str | bytes:
-    return _network_of_ipv6(host) if ":" in host else host
-
-
-# Reading an address takes longer than all the rest of a login that is remembered.
-@functools.lru_cache(maxsize=1024)
-def _network_of_ipv6(host: str) -> bytes:
-    return ipaddress.IPv6Address(host.partition("%")[0]).packed[:8]

@@ -55,7 +55,7 @@ class Binder:
         without an address, OSError where nothing can listen."""
         peers: tuple[str, ...] = (host,)
         if is_name:
-            found = await self._resolver.resolve(host, self._lookup_timeout)
+            found = await self._resolver.resolve(host, self._lookup_timeout, client.peer[0])
             # A client of SOCKS4a can be told no others than IPv4 addresses.
             peers = tuple(sorted(found, key=family_of))
         if peers[0] in ANYONE:

@@ -84,17 +84,17 @@ class Dialer:
 
     async def _dial_name(self, client: Conn, client_host: str, name: str, port: int) -> Conn:
         began = time.monotonic()
-        addresses = await self._look_up(client, name)
+        addresses = await self._look_up(client, client_host, name)
         budget = self._timeout
         if budget:
             # Not 0, which would be no limit; an engine counts in milliseconds.
             budget = max(0.001, began + budget - time.monotonic())
         return await self._dial_known(client, client_host, addresses, port, budget)
 
-    async def _look_up(self, client: Conn, name: str) -> Sequence[str]:
+    async def _look_up(self, client: Conn, client_host: str, name: str) -> Sequence[str]:
         """Given up when the client resets its connection. One that has sent FIN may be
         waiting for its answer, so it is waited for."""
-        lookup = asyncio.ensure_future(self._resolver.resolve(name, self._timeout))
+        lookup = asyncio.ensure_future(self._resolver.resolve(name, self._timeout, client_host))
         try:
             while not (await asyncio.wait((lookup,), timeout=LOOK_INTERVAL))[0]:
                 if client.was_reset():

@@ -132,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=whole,
         default=64,
-        help="UDP associations that one client address may have at once (64)",
+        help="UDP associations that one client may have at once (64)",
     )
     add("-q", dest="quiet", action="store_true", help="log errors only")
     add(

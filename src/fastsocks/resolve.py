@@ -9,14 +9,14 @@ that hangs cannot keep the program from ending.
                   \\- being asked for already -> waits for that lookup (single flight)
                    \\- else -> queue -> thread -> remembered -> all who wait
 
-Whether an address may be reached is not this file's business.
+Clients have their turns (turns.py), so that one who asks for dead names by the
+hundred waits alone. Whether an address may be reached is not this file's business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import socket
 import threading
 import time
@@ -24,15 +24,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from fastsocks.clients import network_of
 from fastsocks.errors import DialError, Reply
+from fastsocks.turns import Turns
 
 # A name that hangs keeps a thread for as long as the C library has patience (10 s and
-# more), whoever has given up; others need threads meanwhile. Idle ones end.
-THREADS_MAX = 128
+# more), whoever has given up; others need threads meanwhile. Idle ones end. One client
+# gets at most half of them.
+THREADS_MAX = 256
 THREAD_IDLE = 10.0
 
 # Waiting longer than this is waiting for nothing: refuse while it is cheap.
-QUEUE_LIMIT = 1024
+QUEUE_LIMIT = 2048
 
 # getaddrinfo does not tell the TTL. A minute is what browsers remember as well; a name
 # that does not exist may soon.
@@ -66,10 +69,9 @@ class Resolver:
         self._prefer = prefer
         self._cache = Cache(CACHE_SIZE)
         self._lookups: dict[str, Lookup] = {}
-        self._queue: queue.SimpleQueue[Lookup | None] = queue.SimpleQueue()
+        self._turns: Turns[Lookup] = Turns(QUEUE_LIMIT, THREADS_MAX)
         self._lock = threading.Lock()
         self._threads = 0
-        self._unfinished = 0  # lookups in the queue or in a thread
 
     def remembered(self, name: str) -> tuple[str, ...] | None:
         """The addresses, if they are known already. Raises DialError if it is known
@@ -79,17 +81,17 @@ class Resolver:
             raise DialError(answer.reason, answer.reply)  # or it would collect tracebacks
         return answer
 
-    async def resolve(self, name: str, budget: float) -> tuple[str, ...]:
+    async def resolve(self, name: str, budget: float, client_host: str) -> tuple[str, ...]:
         """Every address of ``name`` once, as IP literals (a link-local one with its
         scope), IPv4-mapped ones as IPv4.
 
         Raises DialError (host unreachable) for no address of a family that is wanted
         or no answer within ``budget`` seconds (0: no limit), and (general failure)
-        for too many names waiting.
+        for too many names waiting, of all clients or of ``client_host``.
         """
         if (known := self.remembered(name)) is not None:
             return known
-        lookup = self._lookups.get(name) or self._ask(name)
+        lookup = self._ask(name, network_of(client_host))
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Answer] = loop.create_future()
         lookup.waiters.add(waiter)
@@ -109,25 +111,28 @@ class Resolver:
         return answer
 
     def close(self) -> None:
-        with self._lock:
-            for _ in range(self._threads):
-                self._queue.put(None)
+        self._turns.close()
 
     # -- on the loop's thread ------------------------------------------------
 
-    def _ask(self, name: str) -> Lookup:
-        if self._unfinished >= QUEUE_LIMIT:
-            raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
-        lookup = Lookup(name, self._on_found)
+    def _ask(self, name: str, client: str) -> Lookup:
+        lookup = self._lookups.get(name) or Lookup(name, self._on_found)
+        # Who joins a lookup that is waiting for its turn does not wait for another
+        # client's: it stands in both rows, and the first turn that comes serves all.
+        if not lookup.begun and client not in lookup.clients:
+            self._queue(lookup, client)
+            lookup.clients.add(client)
+            self._lookups[name] = lookup
+        return lookup
+
+    def _queue(self, lookup: Lookup, client: str) -> None:
         with self._lock:
-            self._unfinished += 1
-            self._queue.put(lookup)
-            short = self._unfinished > self._threads < THREADS_MAX
+            if not self._turns.put(client, lookup):
+                raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
+            short = self._turns.unfinished > self._threads < THREADS_MAX
             self._threads += short
         if short:
             self._start_thread()
-        self._lookups[name] = lookup
-        return lookup
 
     def _start_thread(self) -> None:
         try:
@@ -172,19 +177,16 @@ class Resolver:
 
     def _work(self) -> None:
         while True:
-            try:
-                lookup = self._queue.get(timeout=THREAD_IDLE)
-            except queue.Empty:
-                lookup = None
-            if lookup is None:
+            turn = self._turns.take(THREAD_IDLE)
+            if turn is None:
                 with self._lock:
-                    if self._unfinished < self._threads:
+                    if self._turns.closed or self._turns.unfinished < self._threads:
                         self._threads -= 1
                         return
                 continue
+            client, lookup = turn
             lookup.run(FAMILIES[self._prefer])
-            with self._lock:
-                self._unfinished -= 1
+            self._turns.done(client)
 
 
 class Lookup:
@@ -193,15 +195,20 @@ class Lookup:
     def __init__(self, name: str, on_found: Callable[[Lookup, list[str], str, bool], None]) -> None:
         self.name = name
         self.waiters: set[asyncio.Future[Answer]] = set()
-        self.begun = self.abandoned = False
+        self.clients: set[str] = set()  # in whose rows it stands
+        self.abandoned = False
+        self._begun = threading.Lock()  # held for good by the thread that was first
         self._on_found = on_found
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def begun(self) -> bool:
+        return self._begun.locked()
+
     def run(self, family: int) -> None:
-        """A name nobody waits for any more is not looked up."""
-        if self.abandoned:
+        """Looks it up, unless another thread does or nobody waits for it any more."""
+        if self.abandoned or not self._begun.acquire(blocking=False):
             return
-        self.begun = True
         found: list[str] = []
         failure, lasting = "", True
         try:

@@ -253,8 +253,8 @@ class Sessions:
             raise refused("UDP", error) from None
         try:
             await client.send(machine.granted(*datagrams.announced))
-            flow.on_end = datagrams.end
             self._engine.associate(client, datagrams.association, flow)
+            flow.on_end = datagrams.end
         except BaseException:
             datagrams.association.close()
             datagrams.end()

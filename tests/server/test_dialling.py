@@ -34,7 +34,7 @@ class Table:
     def remembered(self, name: str) -> tuple[str, ...] | None:
         return self.known.get(name)
 
-    async def resolve(self, name: str, budget: float) -> tuple[str, ...]:
+    async def resolve(self, name: str, budget: float, client_host: str) -> tuple[str, ...]:
         self.asked += 1
         await asyncio.sleep(0)
         return self.answers[name]
@@ -312,7 +312,7 @@ async def test_what_a_name_means_a_moment_later_does_not_matter(rig, listening, 
     dialer = rig.dialer()
     answers = iter([("192.0.2.1", "127.0.0.9"), ("127.0.0.1",), ("127.0.0.1",)])
 
-    async def changing(name: str, budget: float) -> tuple[str, ...]:
+    async def changing(name: str, budget: float, client_host: str) -> tuple[str, ...]:
         return next(answers)
 
     monkeypatch.setattr(dialer._resolver, "resolve", changing)

@@ -122,7 +122,7 @@ async def test_one_that_could_not_be_made_is_not_counted(
     async with serve(udp_per_client=1) as server:
         ledger = books(server)
         with monkeypatch.context() as patch:
-            patch.setattr(associate.Associations, "begin", out_of_descriptors)
+            patch.setattr(associate, "Targets", out_of_descriptors)
             for _ in range(2):
                 client = await dial(server)
                 assert await asked(client, say) == say.failed(1)
@@ -184,10 +184,13 @@ async def test_it_ends_when_nothing_is_said(serve, associated, books):
 
 async def test_end_of_the_flow_is_told_once(server, associated, monkeypatch, books):
     ended = []
-    real = associate.Associations.end
-    monkeypatch.setattr(
-        associate.Associations, "end", lambda self, host: ended.append(host) or real(self, host)
-    )
+    real = associate.Associations._end
+
+    def end(self, holder, targets):
+        ended.append(holder)
+        real(self, holder, targets)
+
+    monkeypatch.setattr(associate.Associations, "_end", end)
     ledger = books(server)
     for how in ("finish", "close", "reset"):
         one = await associated(server)

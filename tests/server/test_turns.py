@@ -1,0 +1,140 @@
+# Clients take turns where names are resolved: who asks for hundreds that hang waits for them
+# alone, also where others ask for the same names.
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fastsocks import resolve
+from fastsocks.clients import network_of
+from fastsocks.turns import Turns
+
+GREEDY, MODEST = "127.0.0.1", "127.0.0.2"
+
+
+def taken(turns: Turns, count: int) -> list:
+    return [turns.take(0)[1] for _ in range(count)]
+
+
+# -- whose turn it is --------------------------------------------------------
+
+
+def test_each_client_in_turn():
+    turns = Turns(100, 100)
+    for job in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        assert turns.put(job[0], job)
+    assert taken(turns, 6) == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert turns.take(0) is None
+
+
+def test_one_client_alone_gets_half_of_the_workers():
+    turns = Turns(100, 8)
+    for job in range(10):
+        turns.put("a", job)
+    assert taken(turns, 4) == [0, 1, 2, 3]
+    assert turns.take(0) is None
+    turns.done("a")
+    assert taken(turns, 1) == [4]
+    assert turns.take(0) is None
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5])
+def test_a_newcomer_finds_places_where_others_have_taken_all_they_could(clients):
+    turns = Turns(1000, 100)
+    for client in map(str, range(clients)):
+        while turns.put(client, client):
+            pass
+    while turns.take(0):
+        pass
+    assert turns.put("newcomer", "job")
+    assert turns.take(0) == ("newcomer", "job")
+
+
+def test_a_place_is_free_again_when_its_job_is_done():
+    turns = Turns(2, 2)
+    assert turns.put("a", 1)
+    assert not turns.put("a", 2)
+    assert turns.take(0) == ("a", 1)
+    assert not turns.put("a", 2)
+    turns.done("a")
+    assert turns.unfinished == 0
+    assert turns.put("a", 2)
+
+
+def test_who_waits_is_woken_by_a_job_and_by_the_end():
+    turns = Turns(10, 10)
+    begun = threading.Event()
+
+    def wait() -> tuple[str, int] | None:
+        begun.set()
+        return turns.take(60)
+
+    with ThreadPoolExecutor(1) as thread:
+        for job in range(20):
+            waiting = thread.submit(wait)
+            assert begun.wait(20)
+            turns.put("a", job)
+            assert waiting.result(20) == ("a", job)
+            turns.done("a")
+            begun.clear()
+        waiting = thread.submit(wait)
+        assert begun.wait(20)
+        turns.close()
+        assert waiting.result(20) is None
+    assert turns.take(60) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1:2:3", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%1", "fe80::2%1", True),
+    ],
+)
+def test_what_is_one_client(one, other, same):
+    assert (network_of(one) == network_of(other)) is same
+
+
+# -- at the resolver ---------------------------------------------------------
+
+
+async def test_who_asks_for_hanging_names_waits_alone(serve, dial, say, echo, names, until):
+    hanging = [f"slow-{number}.example" for number in range(resolve.THREADS_MAX)]
+    names.hang(*hanging)
+    names.answers["fine.example"] = ["127.0.0.1"]
+    async with serve(connect_timeout=10) as server:
+        for name in hanging:
+            client = await dial(server, source=GREEDY)
+            await client.send(say.no_login + say.socks5(name, 80))
+        await until(lambda: len(names.asked) == len(hanging) // 2, "its share is asked for")
+        client = await dial(server, source=MODEST)
+        assert (await client.connect("fine.example", echo.port))[1] == 0
+        assert await client.echoes()
+        assert len(names.asked) == len(hanging) // 2 + 1
+        names.release()
+
+
+async def test_a_name_that_waits_for_anothers_turn(serve, dial, say, echo, names, until):
+    """The greedy one has put it behind its own; the modest one need not wait for that."""
+    hanging = [f"slow-{number}.example" for number in range(resolve.THREADS_MAX // 2)]
+    names.hang(*hanging)
+    names.answers |= {"popular.example": ["127.0.0.1"], "last.example": ["127.0.0.1"]}
+    async with serve(connect_timeout=10) as server:
+        greedy = [await dial(server, source=GREEDY) for _ in range(len(hanging) + 1)]
+        for client, name in zip(greedy, [*hanging, "popular.example"], strict=True):
+            await client.send(say.no_login + say.socks5(name, echo.port))
+        await until(lambda: len(names.asked) == len(hanging), "its share is asked for")
+        client = await dial(server, source=MODEST)
+        assert (await client.connect("popular.example", echo.port))[1] == 0
+        assert await client.echoes()
+        # And with it the greedy one, whose turn comes later and finds nothing left to do.
+        assert (await greedy[-1].exactly(2 + 10))[3] == 0
+        names.release()
+        client = await dial(server, source=GREEDY)
+        assert (await client.connect("last.example", echo.port))[1] == 0
+        assert names.asked.count("popular.example") == 1
