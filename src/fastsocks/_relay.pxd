@@ -108,7 +108,7 @@ cdef struct Direction:
     uint64_t moved      # octets that have left towards the other end
     uint8_t state       # DirState
     uint8_t splicing
-    uint8_t streak      # full reads in a row while copying, thin ones while splicing
+    uint8_t streak      # thin reads in a row while splicing
 
 
 cdef struct Pair:

@@ -27,9 +27,10 @@ cdef enum:
     # Large enough that one system call moves what a fast sender has queued, small
     # enough to stay in the second-level cache.
     SCRATCH = 256 * 1024
-    # A read of this much at once is a stream's; two in a row and splice pays.
-    STREAM_READ = 64 * 1024
-    STREAM_READS = 2
+    # What a read takes before it is known whether this is a stream; from then on it is
+    # spliced. To copy twice this or more first makes objects of 4 MB cost up to a quarter
+    # more CPU; much less would be a message, and pay a pipe for nothing.
+    STREAM_READ = 32 * 1024
     # Below this splice costs more than copying; this often in a row and it stops.
     THIN_SPLICE = 16 * 1024
     THIN_SPLICES = 8
@@ -293,7 +294,7 @@ cdef inline void dir_sent(Relay *relay, Pair *pair, int d, size_t octets) noexce
     pair.active_ms = relay.now_ms
 
 
-cdef int dir_copy(Relay *relay, Pair *pair, int d) noexcept nogil:
+cdef int dir_copy(Relay *relay, Pair *pair, int d, size_t most) noexcept nogil:
     """One recv and, at once, one send; what is not taken is held in the spill."""
     cdef Direction *dir = &pair.dir[d]
     cdef End *source = &pair.end[d]
@@ -301,7 +302,7 @@ cdef int dir_copy(Relay *relay, Pair *pair, int d) noexcept nogil:
     cdef ssize_t got
     cdef ssize_t sent = 0
     source.fresh = 0
-    got = recv(source.fd, relay.scratch, SCRATCH, MSG_DONTWAIT)
+    got = recv(source.fd, relay.scratch, most, MSG_DONTWAIT)
     if got < 0:
         if errno == EAGAIN:
             source.readable = 0
@@ -310,19 +311,14 @@ cdef int dir_copy(Relay *relay, Pair *pair, int d) noexcept nogil:
     if got == 0:
         dir.state = FIN_SEEN
         return AGAIN
-    if got < SCRATCH and not source.urgent:
+    if <size_t>got < most and not source.urgent:
         # The queue is empty: no EAGAIN or 0 has to be fetched. Not so with urgent
         # data about, where a read stops short at the mark.
         source.readable = 0
         if source.fin:
             dir.state = FIN_SEEN
-    if got < STREAM_READ or source.urgent:
-        dir.streak = 0
-    elif relay.may_splice:
-        dir.streak += 1
-        if dir.streak >= STREAM_READS:
-            dir.splicing = 1
-            dir.streak = 0
+    if got >= STREAM_READ and relay.may_splice and not source.urgent:
+        dir.splicing = 1
     sent = send(destination.fd, relay.scratch, got, MSG_DONTWAIT | MSG_NOSIGNAL)
     if sent < 0:
         if errno != EAGAIN and errno != EINTR:
@@ -351,7 +347,7 @@ cdef int dir_splice(Relay *relay, Pair *pair, int d) noexcept nogil:
         dir.pipe = pipe_take(relay)
         if dir.pipe == NULL:
             dir_rest(relay, dir)
-            return dir_copy(relay, pair, d)
+            return dir_copy(relay, pair, d, SCRATCH)
     source.fresh = 0
     got = splice(source.fd, NULL, dir.pipe.wfd, NULL, dir.pipe.size,
                  SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
@@ -374,7 +370,7 @@ cdef int dir_splice(Relay *relay, Pair *pair, int d) noexcept nogil:
             return pair_fault(pair, d)
     # 0 (FIN, or urgent data with a FIN behind it), EAGAIN right after an event (urgent
     # data in front), or EINVAL (not now, not this socket): recv tells which it is.
-    return dir_copy(relay, pair, d)
+    return dir_copy(relay, pair, d, SCRATCH)
 
 
 cdef void dir_rest(Relay *relay, Direction *dir) noexcept nogil:
@@ -417,7 +413,7 @@ cdef int dir_move(Relay *relay, Pair *pair, int d) noexcept nogil:
         if dir.splicing and not source.urgent:
             step = dir_splice(relay, pair, d)
         else:
-            step = dir_copy(relay, pair, d)
+            step = dir_copy(relay, pair, d, STREAM_READ if relay.may_splice else SCRATCH)
         if step < 0:
             break
     if dir.piped == 0:

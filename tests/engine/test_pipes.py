@@ -28,6 +28,21 @@ async def test_splice_carries_the_bulk(start_engine, bulk, engine):
 
 
 @NATIVE
+async def test_splice_carries_an_object_from_its_beginning(start_engine, payload, engine):
+    """A download of some hundred KB is over before there is much to be learned from it."""
+    rig = start_engine(engine, relay="auto")
+    client, near = rig.connected()
+    remote, far = rig.connected()
+    data = payload(512 * 1024)
+    sending = asyncio.ensure_future(remote.send(data))
+    await asyncio.sleep(0)  # so that it is under way before there is a relay
+    rig.engine.relay(near, far, None, b"")
+    assert await client.read(len(data)) == data
+    await sending
+    assert rig.engine.counters()["copied"] <= 64 * 1024
+
+
+@NATIVE
 async def test_small_messages_are_copied(start_engine, engine):
     rig = start_engine(engine, relay="auto")
     relayed = rig.relay()
