@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import time
+from pathlib import Path
 
 import bcrypt
 import pytest
@@ -148,7 +149,9 @@ def test_tells_of_lines_that_the_server_will_refuse(passwd, file):
     ],
     ids=["twice", "differing", "empty", "end of input", "interrupt"],
 )
-def test_asks_at_a_terminal_and_shows_nothing(command, environment, file, typed, status, told):
+def test_asks_at_a_terminal_and_shows_nothing(
+    command, environment, file, typed, status, told, wait_until
+):
     pid, terminal = pty.fork()
     if not pid:
         words = command("passwd", str(file), "alice")
@@ -163,6 +166,8 @@ def test_asks_at_a_terminal_and_shows_nothing(command, environment, file, typed,
             asked = shown.count(b"New password for alice: ") + shown.count(b"The same again: ")
             if len(typed) - len(answers) < asked and answers:
                 answer = answers.pop(0)
+                # An interrupt between prompt and read would be noticed after the read only.
+                wait_until(lambda: is_asleep(pid), "it waits for an answer")
                 os.write(terminal, answer if answer in (b"\x03", b"\x04") else answer + b"\n")
     os.close(terminal)
     _, ended = os.waitpid(pid, 0)
@@ -171,6 +176,10 @@ def test_asks_at_a_terminal_and_shows_nothing(command, environment, file, typed,
     assert b"Traceback" not in shown
     assert SECRET not in shown
     assert file.exists() is (status == 0)
+
+
+def is_asleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_a_running_proxy_takes_the_change_over(start, passwd, file, origin, echoes, wait_until):
