@@ -154,6 +154,8 @@ def test_asks_at_a_terminal_and_shows_nothing(
 ):
     pid, terminal = pty.fork()
     if not pid:
+        # A shell starts what it puts in the background with interrupts ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         words = command("passwd", str(file), "alice")
         os.execvpe(words[0], words, environment())
     shown, answers = b"", list(typed)
