@@ -39,7 +39,7 @@ class Turns(Generic[Job]):
     def put(self, client: str, job: Job) -> bool:
         """Whether there was a place for one more of this client's."""
         with self._changed:
-            if not has_share(self._held, client, self._places):
+            if self._held[client] >= self._places - self._held.total():
                 return False
             self._held[client] += 1
             self._row.setdefault(client, deque()).append(job)
@@ -80,9 +80,5 @@ class Turns(Generic[Job]):
         return self._closed
 
     def _next(self) -> str | None:
-        workers = self._workers
-        return next((one for one in self._row if has_share(self._working, one, workers)), None)
-
-
-def has_share(taken: Counter[str], client: str, places: int) -> bool:
-    return taken[client] < places - taken.total()
+        free = self._workers - self._working.total()
+        return next((client for client in self._row if self._working[client] < free), None)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from support.namespaces import PATIENCE, own_network
+from support.namespaces import PATIENCE, own_network, programs_in
 from support.programs import first_line
 
 LISTENING = ": 00000000:{:04X} "  # in /proc/net/tcp, where oidentd has any address
@@ -24,24 +24,8 @@ def namespace():
 @pytest.fixture
 def inside(namespace, plain_environment, tmp_path):
     """``inside(command)``: started in there, ended with the test."""
-    running = []
-
-    def start(*command):
-        with (tmp_path / f"log-{len(running)}").open("wb") as log:
-            process = subprocess.Popen(
-                [*namespace, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=plain_environment,
-            )
-        running.append(process)
-        return process
-
-    yield start
-    for process in running:
-        process.terminate()
-        process.communicate(timeout=PATIENCE)
+    with programs_in(namespace, plain_environment, tmp_path) as run:
+        yield run
 
 
 @pytest.fixture

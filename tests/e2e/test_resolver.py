@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.namespaces import PATIENCE, own_network
+from support.namespaces import PATIENCE, own_network, programs_in
 from support.programs import first_line
 
 NAME_SERVER = Path(__file__).with_name("name_server.py")
@@ -31,25 +31,9 @@ def namespace(tmp_path_factory):
 
 @pytest.fixture
 def start(namespace, plain_environment, tmp_path):
-    """``start(command)`` in there: the program and its first line; ended with the test."""
-    running = []
-
-    def start(*command):
-        with (tmp_path / f"log-{len(running)}").open("wb") as log:
-            process = subprocess.Popen(
-                [*namespace, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=plain_environment,
-            )
-        running.append(process)
-        return first_line(process).decode()
-
-    yield start
-    for process in running:
-        process.terminate()
-        process.communicate(timeout=PATIENCE)
+    """``start(command)`` in there: the first line of it; ended with the test."""
+    with programs_in(namespace, plain_environment, tmp_path) as run:
+        yield lambda *command: first_line(run(*command)).decode()
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from support.programs import first_line, missing, need
 
@@ -43,3 +44,28 @@ def own_network(files: Mapping[str, Path] = {}) -> Iterator[list[str]]:
         yield [need("nsenter"), f"--net={own}/net", f"--mount={own}/mnt", "--"]
     finally:
         holder.communicate(timeout=PATIENCE)
+
+
+@contextlib.contextmanager
+def programs_in(
+    namespace: list[str], environment: Mapping[str, str], logs: Path
+) -> Iterator[Callable[..., subprocess.Popen[Any]]]:
+    """``start(*command)``: a program in there, which is ended with the others."""
+    running: list[subprocess.Popen[Any]] = []
+
+    def start(*command: str) -> subprocess.Popen[Any]:
+        with (logs / f"log-{len(running)}").open("wb") as log:
+            process = subprocess.Popen(
+                [*namespace, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+            )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.communicate(timeout=PATIENCE)

@@ -12,17 +12,10 @@ import pytest
 
 import fastsocks
 from fastsocks import auth, backoff, passwords
-from support.logins import USERS, WRONG
+from support.logins import RIGHT, USERS, WRONG
 
 
-@pytest.mark.parametrize(
-    ("user", "password"),
-    [
-        (b"alice", b"correct horse"),
-        (b"bob", "p\u00e4ssword".encode()),
-        (b"long", b"p" * 255),
-    ],
-)
+@pytest.mark.parametrize(("user", "password"), RIGHT)
 async def test_right_by_file(filed, dial, say, echo, books, user, password):
     ledger = books(filed)
     for _ in range(2):  # by its hash, and by what is remembered

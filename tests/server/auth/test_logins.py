@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.logins import USERS, WRONG
+from support.logins import RIGHT, USERS, WRONG
 
 
 @pytest.fixture
@@ -14,14 +14,7 @@ async def locked(serve):
         yield running
 
 
-@pytest.mark.parametrize(
-    ("user", "password"),
-    [
-        (b"alice", b"correct horse"),
-        (b"bob", "p\u00e4ssword".encode()),
-        (b"long", b"p" * 255),
-    ],
-)
+@pytest.mark.parametrize(("user", "password"), RIGHT)
 async def test_right(locked, dial, say, echo, user, password, caplog):
     client = await dial(locked)
     assert await client.ask(b"\x05\x02\x00\x02", 2) == b"\x05\x02"
