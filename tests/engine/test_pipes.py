@@ -77,6 +77,7 @@ async def test_splice_alone_carries_everything(start_engine, payload, engine, ki
     sending = asyncio.ensure_future(relayed.client.send(data))
     assert await relayed.remote.read(len(data)) == data
     await sending
+    await rig.over(relayed.client, relayed.remote)
     assert rig.engine.counters()["spliced"] >= 0.9 * len(data)
 
 
