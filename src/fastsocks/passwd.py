@@ -57,6 +57,7 @@ def change(file: str, user: str, delete: bool) -> str:
         if not users_file.remove(file, user):
             raise ValueError(f"{file} has no user {user!r}")
         return f"removed from {file}"
+    users_file.check_place(file)
     new = users_file.put(file, user, hash_password(ask(user)))
     return f"added to {file}" if new else f"has a new password in {file}"
 

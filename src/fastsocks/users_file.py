@@ -78,6 +78,19 @@ def check_name(name: str) -> None:
         raise ValueError("a user name must not begin or end with a space, nor begin with #")
 
 
+def check_place(path: str) -> None:
+    """Raises what ``put`` would where the file cannot have a user: known before anyone
+    is asked for a password."""
+    path = os.path.realpath(path)
+    directory = os.path.dirname(path)
+    os.stat(directory)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with contextlib.suppress(FileNotFoundError):
+        for _ in _entries(path, _content(path)[0]):
+            pass
+
+
 def put(path: str, name: str, stored: str) -> bool:
     """Adds the user, or gives him this hash; True if he is new. The file is made if
     there is none. Raises ValueError or ConfigError for what must not be written, and

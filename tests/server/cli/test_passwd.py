@@ -122,6 +122,26 @@ def test_a_file_that_cannot_be_written(passwd, tmp_path):
         assert ended.stderr.count(b"\n") == 1
 
 
+def test_asks_for_no_password_that_it_could_not_keep(command, environment, tmp_path):
+    """Whoever is typing it should know before."""
+    (tmp_path / "passwd").write_bytes(b"root:x:0:0:root:/root:/bin/sh\n")
+    for to, status in (("nowhere/users", 1), (".", 1), ("passwd", 2)):
+        asked, answer = os.pipe()
+        try:
+            ended = subprocess.run(
+                command("passwd", str(tmp_path / to), "alice"),
+                stdin=asked,  # never answered
+                capture_output=True,
+                env=environment(),
+                timeout=PATIENCE,
+            )
+        finally:
+            os.close(asked)
+            os.close(answer)
+        assert (ended.returncode, ended.stdout) == (status, b""), ended.stderr
+        assert ended.stderr.count(b"\n") == 1
+
+
 def test_a_file_that_is_something_else(passwd, file):
     file.write_bytes(b"root:x:0:0:root:/root:/bin/sh\n")
     ended = passwd("alice", said=SECRET)
