@@ -12,22 +12,21 @@ import hashlib
 import os
 import random
 import socket
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 import fastsocks
 from fastsocks import engine as contract
+from support.ends import Far, Relayed, reset
 
 MIB = 1 << 20
 PATIENCE = 30.0  # seconds for what should come at once, on a machine busy elsewhere
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 # Coverage traces the loop's thread only, and a relay thread that is traced would wait for
 # the interpreter that waits for its end: so there the loop's thread relays.
@@ -37,76 +36,12 @@ INLINE = {"relay_threads": 0} if os.environ.get("FASTSOCKS_TEST_INLINE") else {}
 WAYS = ["native-auto", "native-copy", "native-splice", "python-copy"]
 
 
-def reset(sock: socket.socket) -> None:
-    """Closes with a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    sock.close()
-
-
 def payload(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
 def open_descriptors() -> int:
     return len(os.listdir("/dev/fd"))
-
-
-class Far:
-    """The far end of a connection of the engine: what a client or a remote holds."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.sock = sock
-        self._loop = asyncio.get_running_loop()
-
-    async def send(self, data: bytes) -> None:
-        await asyncio.wait_for(self._loop.sock_sendall(self.sock, data), PATIENCE)
-
-    async def recv(self, size: int = 1 << 18) -> bytes:
-        return await asyncio.wait_for(self._loop.sock_recv(self.sock, size), PATIENCE)
-
-    async def read(self, size: int) -> bytes:
-        """Exactly ``size`` octets, or fewer at the end of the stream."""
-        got = bytearray()
-        while len(got) < size and (piece := await self.recv(min(size - len(got), 1 << 18))):
-            got += piece
-        return bytes(got)
-
-    async def read_to_end(self) -> bytes:
-        got = bytearray()
-        while piece := await self.recv():
-            got += piece
-        return bytes(got)
-
-    async def expect_reset(self) -> None:
-        """Reads what is there; then a reset has to come, not an end."""
-        with pytest.raises(ConnectionResetError):
-            await self.read_to_end()
-
-    def fill(self, limit: int = 1 << 40) -> int:
-        """Sends until the socket takes no more at the moment; returns how much it took."""
-        sent = 0
-        chunk = bytes(1 << 16)
-        with contextlib.suppress(BlockingIOError):
-            while sent < limit:
-                sent += self.sock.send(chunk[: limit - sent])
-        return sent
-
-    def finish(self) -> None:
-        self.sock.shutdown(socket.SHUT_WR)
-
-    def reset(self) -> None:
-        reset(self.sock)
-
-    def close(self) -> None:
-        self.sock.close()
-
-
-class Relayed(NamedTuple):
-    client: Far
-    remote: Far
-    flow: object
-    handle: int
 
 
 class Rig:
@@ -191,8 +126,8 @@ class Rig:
 
     async def over(self, client: Far, remote: Far) -> None:
         """Ends a session from both sides. Only then is all counted: octets arrive first."""
-        client.sock.close()
-        remote.sock.close()
+        client.close()
+        remote.close()
         await self.ended()
 
     async def at_rest(self, slots: int = 0) -> None:

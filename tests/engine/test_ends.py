@@ -247,18 +247,7 @@ async def test_relay_threads(start_engine, payload, engine, threads):
     async def one(relayed, seed: int) -> None:
         up, down = payload(3 << 20, seed), payload(2 << 20, -seed)
 
-        async def talk(end, data) -> None:
-            await end.send(data)
-            end.finish()
-
-        got_up, got_down, *_ = await asyncio.gather(
-            relayed.remote.read_to_end(),
-            relayed.client.read_to_end(),
-            talk(relayed.client, up),
-            talk(relayed.remote, down),
-        )
-        assert got_up == up
-        assert got_down == down
+        assert await relayed.talk(up, down) == (up, down)
 
     await asyncio.gather(*map(one, sessions, itertools.count(1)))
     await rig.ended(8)

@@ -92,17 +92,7 @@ async def test_both_ends_finish_at_once_with_data_under_way(make_way, payload):
     relayed = rig.relay()
     up, down = payload(3 * MIB, 1), payload(3 * MIB, 2)
 
-    async def talk(end, data) -> None:
-        await end.send(data)
-        end.finish()
-
-    got_up, got_down, *_ = await asyncio.gather(
-        relayed.remote.read_to_end(),
-        relayed.client.read_to_end(),
-        talk(relayed.client, up),
-        talk(relayed.remote, down),
-    )
-    assert (got_up, got_down) == (up, down)
+    assert await relayed.talk(up, down) == (up, down)
     assert await rig.ended() == (relayed.flow, len(up), len(down), FINISHED, 0)
 
 

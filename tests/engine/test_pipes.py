@@ -99,18 +99,7 @@ async def test_more_streams_than_pipes(make_way, payload, max_pipes):
         relayed = rig.relay()
         up, down = payload(6 * MIB, seed), payload(5 * MIB, -seed)
 
-        async def talk(end, data) -> None:
-            await end.send(data)
-            end.finish()
-
-        got_up, got_down, *_ = await asyncio.gather(
-            relayed.remote.read_to_end(),
-            relayed.client.read_to_end(),
-            talk(relayed.client, up),
-            talk(relayed.remote, down),
-        )
-        assert got_up == up
-        assert got_down == down
+        assert await relayed.talk(up, down) == (up, down)
 
     await asyncio.gather(*(one(seed) for seed in range(1, 9)))
     await rig.ended(8)

@@ -20,10 +20,10 @@ import pytest
 
 import fastsocks
 from fastsocks import engine
+from support.ends import reset
 
 # For anything that should take milliseconds, on a machine that is busy elsewhere.
 PATIENCE = 10.0
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 DATA_SEGMENTS_IN = 152  # offset in struct tcp_info
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -163,8 +163,7 @@ class Client:
         self.sock.close()
 
     def reset(self) -> None:
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        self.sock.close()
+        reset(self.sock)
 
 
 @pytest.fixture

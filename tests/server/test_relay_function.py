@@ -6,14 +6,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
 
 import pytest
 
 import fastsocks
 from fastsocks import engine
-
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+from support.ends import reset
 
 pytestmark = pytest.mark.usefixtures("choose_engine")
 
@@ -157,8 +155,7 @@ async def test_reset_is_passed_on(start, resetting):
     await send(client, b"up")
     assert await receive(remote, 2) == b"up"
     first, second = (client, remote) if resetting == "client" else (remote, client)
-    first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    first.close()
+    reset(first)
     with pytest.raises(ConnectionResetError):
         await receive(second, 1)
     outcome = await result(relaying)
