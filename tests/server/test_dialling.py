@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import random
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -88,7 +89,8 @@ def listening():
 
         def listen(host: str = "127.0.0.1", port: int = 0, backlog: int = 16) -> socket.socket:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            sock = socket.create_server((host, port), family=family, backlog=backlog)
+            address = host, port or free_everywhere()
+            sock = socket.create_server(address, family=family, backlog=backlog)
             return stack.enter_context(sock)
 
         yield listen
@@ -111,6 +113,18 @@ def hole(listening: Callable[..., socket.socket]):
             return address[1]
 
         yield dig
+
+
+def free_everywhere() -> int:
+    """A port for listeners on several addresses: one that the kernel gave would be free on
+    one of them only, and to any connection meanwhile. It gives out those from 32,768 on."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True),
+        ):
+            return port
+    raise AssertionError("no port is free in both families")
 
 
 def pending(port: int) -> int:
