@@ -37,6 +37,16 @@ cdef extern from "<errno.h>" nogil:
         EPERM
         ETIMEDOUT
 
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+        POLLOUT
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
         EPOLLIN

@@ -17,7 +17,8 @@ cdef struct Timer:
 
 
 cdef enum:
-    SLOTS = 512         # times TICK_MS: 51 s for one turn of the wheel
+    TICK_MS = 100
+    SLOTS = 512         # ticks: 51 s for one turn of the wheel
 
 
 cdef struct Wheel:
@@ -95,6 +96,7 @@ cdef struct End:
     uint8_t fin         # EPOLLRDHUP: all that will ever come is in the queue
     uint8_t broken      # EPOLLERR
     uint8_t urgent      # URG seen: a short read no longer means an empty queue
+    uint8_t pieces      # Unix: a read stops short behind descriptors that are passed
     uint8_t fresh       # an event came and nothing has been read since
     uint8_t out_armed   # EPOLLOUT is asked for
 
@@ -171,6 +173,7 @@ cdef struct Relay:
     int ended_fd        # an eventfd of the front: ended pairs wait
     uint32_t stopping
     uint32_t pairs      # how many it has; loop thread only
+    uint8_t started     # there is a thread to be joined
     pthread_t thread
     Wheel wheel
     Arena *arena

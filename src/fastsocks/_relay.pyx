@@ -23,7 +23,6 @@ from fastsocks._linux cimport *
 
 
 cdef enum:
-    TICK_MS = 100
     # Large enough that one system call moves what a fast sender has queued, small
     # enough to stay in the second-level cache.
     SCRATCH = 256 * 1024
@@ -311,7 +310,7 @@ cdef int dir_copy(Relay *relay, Pair *pair, int d, size_t most) noexcept nogil:
     if got == 0:
         dir.state = FIN_SEEN
         return AGAIN
-    if <size_t>got < most and not source.urgent:
+    if <size_t>got < most and not source.urgent and not source.pieces:
         # The queue is empty: no EAGAIN or 0 has to be fetched. Not so with urgent
         # data about, where a read stops short at the mark.
         source.readable = 0
@@ -401,6 +400,8 @@ cdef int dir_move(Relay *relay, Pair *pair, int d) noexcept nogil:
             # When both directions are done close() sends the FIN anyway.
             if pair.dir[1 - d].state != DONE:
                 shutdown(destination.fd, SHUT_WR)
+                # From the FIN on: the last octet may be longer ago than this limit is.
+                pair.active_ms = relay.now_ms
                 pair_set_timer(relay, pair)
             break
         if not source.readable or not destination.writable:
@@ -584,10 +585,30 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
         limit = pair_limit(relay, pair)
         if limit == 0 or pair.active_ms + limit > relay.now_ms:
             pair_set_timer(relay, pair)
+        elif load_u32(&pair.state) != LIVE or pair_has_news(pair):
+            # Not before the loop has joined it; nor for what has not been looked at yet, as
+            # when this process was stopped and everything comes at once.
+            timer_set(&relay.wheel, &pair.timer, relay.now_ms + TICK_MS)
         elif pair.dir[UP].state == DONE or pair.dir[DOWN].state == DONE:
             pair_end(relay, pair, HALF_CLOSED, ETIMEDOUT)
         else:
             pair_end(relay, pair, IDLE, ETIMEDOUT)
+
+
+cdef bint pair_has_news(Pair *pair) noexcept nogil:
+    """Whether an event of it waits in the epoll."""
+    cdef pollfd ends[2]
+    cdef int d
+    for d in range(2):
+        ends[d].fd = pair.end[d].fd
+        ends[d].events = 0
+        ends[d].revents = 0
+        if pair.dir[d].state == OPEN and not pair.end[d].readable:
+            ends[d].events |= POLLIN
+        if pair.dir[1 - d].state != DONE and not pair.end[d].writable:
+            ends[d].events |= POLLOUT
+    poll(ends, 2, 0)
+    return (ends[0].revents & ends[0].events) or (ends[1].revents & ends[1].events)
 
 
 cdef void relay_publish(Relay *relay) noexcept nogil:
@@ -618,6 +639,8 @@ cdef void relay_turn(Relay *relay, int timeout_ms) noexcept nogil:
     cdef int i
     cdef int count = epoll_wait(relay.epfd, events, MAX_EVENTS,
                                 timeout_ms if relay.run_first == NULL else 0)
+    if count < 0:
+        return  # EINTR, after a stop of this process: nothing has been looked at
     relay.now_ms = monotonic_ms()
     relay_welcome(relay)
     for i in range(count):

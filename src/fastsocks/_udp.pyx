@@ -877,9 +877,22 @@ cdef void on_turn_over(Relay *relay) noexcept nogil:
         assoc = <Assoc *>timer.owner
         if assoc.active_ms + udp.idle_ms > relay.now_ms:
             assoc_set_timer(udp, assoc)
+        elif assoc_has_news(assoc):
+            timer_set(&udp.wheel, &assoc.timer, relay.now_ms + TICK_MS)
         else:
             assoc_end(relay, assoc, IDLE, ETIMEDOUT)
     publish(relay)
+
+
+cdef bint assoc_has_news(Assoc *assoc) noexcept nogil:
+    """Whether datagrams wait that have not been looked at, as when this process was
+    stopped and everything comes at once."""
+    cdef pollfd legs[LEGS]
+    cdef int leg
+    for leg in range(LEGS):
+        legs[leg].fd = assoc.fd[leg]
+        legs[leg].events = POLLIN if leg != CONTROL else 0
+    return poll(legs, LEGS, 0) > 0
 
 
 cdef void publish(Relay *relay) noexcept nogil:

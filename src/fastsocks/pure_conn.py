@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 READ, WRITE = 0, 1
 HANDSHAKE_CHUNK = 1 << 14
+CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
+# After a stop of this process its timers are first; what came meanwhile is read by then.
+SECOND_LOOK = 0.01
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 RDHUP = getattr(select, "POLLRDHUP", 0)  # not everywhere; then a FIN has to be read
 

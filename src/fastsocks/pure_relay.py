@@ -13,14 +13,13 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from fastsocks import engine as contract
-from fastsocks.pure_conn import READ, WRITE, Conn
+from fastsocks.pure_conn import CLOCK_GRAIN, READ, SECOND_LOOK, WRITE, Conn
 
 if TYPE_CHECKING:
     from fastsocks.pure import Engine
 
 UP, DOWN = 0, 1
 BUDGET = 4  # chunks that one pump moves before the others have a turn
-CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
 
 
 class Session:
@@ -121,9 +120,12 @@ class Session:
         due = self._stamp + self._limit()
         self._timer = self.engine.loop.call_at(due, self._on_timer) if self._limit() else None
 
-    def _on_timer(self) -> None:
-        if self.engine.loop.time() + CLOCK_GRAIN < self._stamp + self._limit():
+    def _on_timer(self, second: bool = False) -> None:
+        loop = self.engine.loop
+        if loop.time() + CLOCK_GRAIN < self._stamp + self._limit():
             self._arm()
+        elif not second:
+            self._timer = loop.call_later(SECOND_LOOK, self._on_timer, True)
         else:
             reason = contract.IDLE if self._open_ways == 2 else contract.HALF_CLOSED
             self.end(reason, errno.ETIMEDOUT)

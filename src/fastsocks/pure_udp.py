@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsocks import engine as contract
 from fastsocks.proto import udp, wire
+from fastsocks.pure_conn import CLOCK_GRAIN, SECOND_LOOK
 
 if TYPE_CHECKING:
     from fastsocks.pure import Engine
@@ -33,7 +34,6 @@ HELD_MOST = 16  # datagrams that wait for verdicts, in one association
 HELD_OCTETS = 1 << 16
 DENIED_FOR = 1.0  # seconds, after an error in on_ask
 BUFFER = 1 << 19  # as asked for; a burst overruns the default
-CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
 
 COUNTERS = (
     "udp_associations",
@@ -142,10 +142,12 @@ class Association:
         if limit:
             self._timer = self._engine.loop.call_at(self._stamp + limit, self._on_timer)
 
-    def _on_timer(self) -> None:
-        limit = self._engine.settings.udp_timeout
-        if self._engine.loop.time() + CLOCK_GRAIN < self._stamp + limit:
+    def _on_timer(self, second: bool = False) -> None:
+        loop, limit = self._engine.loop, self._engine.settings.udp_timeout
+        if loop.time() + CLOCK_GRAIN < self._stamp + limit:
             self._arm()
+        elif not second:
+            self._timer = loop.call_later(SECOND_LOOK, self._on_timer, True)
         else:
             self.end(contract.IDLE, errno.ETIMEDOUT)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -160,6 +161,21 @@ async def test_a_half_closed_session_that_stays_silent(make_way, first):
     await rig.at_rest()
 
 
+async def test_a_fin_after_a_long_rest(make_way):
+    """The other end has its time from the FIN on, however long nothing was said before."""
+    rig = make_way(idle_timeout=60, half_closed_timeout=1.5)
+    relayed = rig.relay()
+    await relayed.client.send(b"question")
+    assert await relayed.remote.read(8) == b"question"
+    await asyncio.sleep(1.8)
+    relayed.client.finish()
+    assert await relayed.remote.read_to_end() == b""
+    await asyncio.sleep(0.3)  # ticks of the timer go by
+    await relayed.remote.send(b"answer")
+    relayed.remote.finish()
+    assert await relayed.client.read_to_end() == b"answer"
+
+
 async def test_a_half_closed_session_with_activity_lives_on(make_way):
     rig = make_way(idle_timeout=60, half_closed_timeout=0.5)
     relayed = rig.relay()
@@ -171,6 +187,20 @@ async def test_a_half_closed_session_with_activity_lives_on(make_way):
         await asyncio.sleep(0.1)
     relayed.remote.finish()
     assert await rig.ended() == (relayed.flow, 0, 10, FINISHED, 0)
+
+
+def test_a_process_that_was_stopped_takes_nobody_for_idle(program, engine_name):
+    """What came meanwhile waits in the kernel: in one look there is not room for all of it."""
+    process = program("stopped", engine_name, "300")
+    told, _ = process.communicate(timeout=60)
+    assert json.loads(told) == {"alive": 300, "ends": {}}, process.log.read_text()
+
+
+def test_deadlines_outlive_a_loop_that_is_left(program, engine_name):
+    """An embedding program may run it again after a SystemExit."""
+    process = program("deadlines_left", engine_name)
+    told, _ = process.communicate(timeout=60)
+    assert told == "4\n", process.log.read_text()
 
 
 async def test_no_limits(make_way):
