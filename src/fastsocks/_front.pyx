@@ -212,6 +212,9 @@ cdef class Conn:
             raise os_error(errno)
         return endpoint_of(&address)
 
+    cdef bint is_tcp(self) noexcept:
+        return self.address.any.sa_family in (AF_INET, AF_INET6)
+
     def recv_now(self):
         cdef bytes data = self.stash
         self.check()
@@ -487,6 +490,7 @@ cdef class Conn:
 
 
 @cython.final
+@cython.no_gc_clear  # what `datagrams` owns is in use until the relay threads are joined
 cdef class Engine:
     """See engine.Engine. One loop, one front; the relay threads are its own."""
 
@@ -542,9 +546,9 @@ cdef class Engine:
         self.epfd = epoll_create1(EPOLL_CLOEXEC)
         self.ended_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.epfd < 0 or self.ended_fd < 0 or wheel_open(&self.wheel, self.epfd) < 0:
-            self.fail_to_start()
+            self.fail_to_start(errno)
         if watch(self.epfd, EPOLL_CTL_ADD, self.ended_fd, EPOLLIN | EPOLLET, TAG_ENDED) < 0:
-            self.fail_to_start()
+            self.fail_to_start(errno)
         self.effective_pipe = pipe_probe(settings.pipe_size)
         for i in range(max(1, settings.relay_threads)):
             self.start_relay(&self.relays[i])
@@ -584,13 +588,14 @@ cdef class Engine:
     def listen(self, sock, on_client):
         cdef int failed
         sock.setblocking(False)
+        if not self.listeners:
+            self.accepting = True
         # Level-triggered: what a turn's budget leaves in the backlog stays ready.
-        failed = watch(self.epfd, EPOLL_CTL_ADD, sock.fileno(), EPOLLIN,
+        failed = watch(self.epfd, EPOLL_CTL_ADD, sock.fileno(), EPOLLIN if self.accepting else 0,
                        TAG_LISTENER + len(self.listeners))
         if failed < 0:
             raise os_error(-failed)
         self.listeners.append((sock, on_client))
-        self.accepting = True
 
     def stop_listening(self):
         timer_clear(&self.resume_timer)
@@ -668,7 +673,11 @@ cdef class Engine:
         except OSError:
             data = b""
         if data is None:
-            conn.watch()
+            try:
+                conn.watch()
+            except OSError:
+                conn.drop()  # nothing would ever be heard of it
+                raise
         elif data:
             conn.stage = SESSION
             conn.stash = data
@@ -737,16 +746,25 @@ cdef class Engine:
     def run_once(self):
         """Called by the loop when the front's epoll has something."""
         cdef epoll_event events[MAX_EVENTS]
-        cdef int i
-        cdef uint64_t data
         cdef int count = epoll_wait(self.epfd, events, MAX_EVENTS, 0)
         self.resuming = True
+        try:
+            self.take_turn(events, count)
+        finally:
+            self.resuming = False
+
+    cdef take_turn(self, epoll_event *events, int count):
+        cdef int i
+        cdef uint64_t data
         for i in range(count):
             data = events[i].data.u64
             try:
                 if data == TAG_ENDED:
-                    self.drain_ended()
-                    self.datagrams.put_questions(self.report)
+                    try:
+                        self.drain_ended()
+                    finally:
+                        # With one left, no further one would make itself known.
+                        self.datagrams.put_questions(self.report)
                 elif data == TAG_TIMER:
                     pass
                 elif data >> 32 == 0 and data >= TAG_LISTENER:
@@ -759,7 +777,6 @@ cdef class Engine:
             self.expire()
         except Exception as error:
             self.report(error)
-        self.resuming = False
 
     cdef resume(self, function, context, Outcome outcome):
         """Runs a callback at once where no Task is running, which is in a turn of the
@@ -793,17 +810,25 @@ cdef class Engine:
         if self.epfd < 0:
             return
         wheel_collect(&self.wheel, monotonic_ms(), &expired)
-        while True:
-            timer = ring_pop(&expired)
-            if timer == NULL:
-                return
-            if timer == &self.resume_timer:
-                self.set_accepting(True)
-            elif timer == &self.nudge_timer:
-                self.nudge()
-            else:
-                conn = <Conn>timer.owner
-                conn.on_deadline()
+        try:
+            while True:
+                timer = ring_pop(&expired)
+                if timer == NULL:
+                    break
+                if timer == &self.resume_timer:
+                    self.set_accepting(True)
+                elif timer == &self.nudge_timer:
+                    self.nudge()
+                else:
+                    conn = <Conn>timer.owner
+                    conn.on_deadline()
+        finally:
+            # After a SystemExit of a Task that was resumed: the ring is on this stack.
+            while True:
+                timer = ring_pop(&expired)
+                if timer == NULL:
+                    break
+                timer_set(&self.wheel, timer, 0)
 
     def report(self, error):
         self.loop.call_exception_handler(
@@ -899,6 +924,8 @@ cdef class Engine:
         client.stage = remote.stage = GONE
         pair.end[0].urgent = client.urgent
         pair.end[1].urgent = remote.urgent
+        pair.end[0].pieces = not client.is_tcp()
+        pair.end[1].pieces = not remote.is_tcp()
         pair.end[0].writable = pair.end[1].writable = 1
         Py_INCREF(flow)
         pair.flow = <void *>flow
@@ -1098,7 +1125,7 @@ cdef class Engine:
         self.relay_count += 1
         failed = relay_open(relay)
         if failed < 0:
-            self.fail_to_start()
+            self.fail_to_start(-failed)
         try:
             self.datagrams.serve_on(relay)
         except BaseException:
@@ -1106,13 +1133,12 @@ cdef class Engine:
             raise
         if not self.threaded:
             self.loop.add_reader(relay.epfd, self.relay_inline)
-        elif pthread_create(&relay.thread, NULL, relay_thread, relay) != 0:
-            self.relay_count -= 1
-            udp_close(relay)
-            relay_close(relay)
-            self.fail_to_start()
-        else:
-            pthread_setname_np(relay.thread, b"fastsocks-relay")
+            return
+        failed = pthread_create(&relay.thread, NULL, relay_thread, relay)
+        if failed:
+            self.fail_to_start(failed)
+        relay.started = True
+        pthread_setname_np(relay.thread, b"fastsocks-relay")
 
     def relay_inline(self):
         """The relay's turn on the loop's thread, where there is no thread for it."""
@@ -1124,10 +1150,9 @@ cdef class Engine:
         if relay.run_first != NULL:
             eventfd_write(relay.wake_fd, 1)
 
-    cdef fail_to_start(self):
-        error = os_error(errno)
+    cdef fail_to_start(self, int error):
         self.close()
-        raise error
+        raise os_error(error)
 
     def close(self):
         cdef uint32_t index
@@ -1144,7 +1169,8 @@ cdef class Engine:
         self.loop.remove_reader(self.epfd)
         if not self.threaded:
             for i in range(self.relay_count):
-                self.loop.remove_reader(self.relays[i].epfd)
+                if self.relays[i].epfd >= 0:
+                    self.loop.remove_reader(self.relays[i].epfd)
         self.end_relays()
         self.drain_ended()
 
@@ -1155,7 +1181,7 @@ cdef class Engine:
         for i in range(self.relay_count):
             relay = &self.relays[i]
             store_u32(&relay.stopping, 1)
-            if self.threaded:
+            if relay.started:
                 eventfd_write(relay.wake_fd, 1)
                 # Waiting with the GIL held is safe: a relay thread never wants it.
                 pthread_join(relay.thread, NULL)

@@ -136,6 +136,20 @@ async def test_a_cancelled_recv_loses_nothing(make_engine):
     conn.close()
 
 
+async def test_a_listener_that_comes_while_all_sessions_are_taken(make_engine):
+    """The others are not forgotten when there is room again."""
+    rig = make_engine(max_sessions=1)
+    address, introduced = listening(rig)
+    first, waiting = rig.connect(address), rig.connect(address)
+    await waiting.send(b"x")
+    await rig.until(lambda: rig.engine.counters()["accept_pauses"] == 1, "it accepts no more")
+    listening(rig)
+    first.close()
+    await rig.until(lambda: introduced, "the one that waited is served")
+    introduced[0].close()
+    await rig.at_rest()
+
+
 async def test_ipv6_and_mapped_peers(make_engine):
     rig = make_engine()
     listener = socket.socket(socket.AF_INET6)

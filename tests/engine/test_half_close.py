@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -127,6 +128,19 @@ async def test_half_closed_unix_sockets(make_way, payload, upwards):
     sink.finish()
     assert await source.read_to_end() == b"late"
     assert await rig.ended() == (relayed.flow, *counts(upwards, len(data), 4), FINISHED, 0)
+
+
+async def test_a_read_of_a_unix_socket_that_stops_short(make_way):
+    """It stops behind each message that passes descriptors, which are not passed on, but
+    there is more."""
+    rig = make_way()
+    client, near = rig.connected("unix")
+    remote, far = rig.connected("unix")
+    for number in range(4):
+        socket.send_fds(client.sock, [b"part %d " % number], [0])
+    client.finish()
+    rig.engine.relay(near, far, None, b"")
+    assert await remote.read_to_end() == b"part 0 part 1 part 2 part 3 "
 
 
 async def test_a_half_closed_session_at_rest_uses_no_processor(make_way, calm):

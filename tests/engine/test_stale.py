@@ -125,6 +125,14 @@ async def test_nothing_is_adopted_by_an_engine_that_is_closed(rig):
     assert len(refused) == 1
 
 
+@pytest.mark.parametrize("engine", ["native"])
+def test_engines_that_nobody_closed_are_taken_apart_in_order(program, engine):
+    """Their threads use until the last moment what the garbage collector would free first."""
+    process = program("forgotten", PYTHONMALLOC="debug", PYTHONWARNINGS="ignore")
+    told, _ = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, "0\n"), process.log.read_text()
+
+
 # -- the relay of streams ----------------------------------------------------
 
 

@@ -169,3 +169,21 @@ def test_what_is_about_to_be_sent_is_not_forgotten_before(program):
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, process.log.read_text()
     assert json.loads(out) == {"came": True, "asked": 1025}
+
+
+async def test_an_error_of_the_program_silences_no_question(place):
+    """The end of a session and a question are told in one turn; the program fails at the first."""
+    client, first, second = place.client(), place.target(), place.target()
+    relayed = place.rig.relay()
+    engine, loop, errors = place.rig.engine, place.rig.loop, []
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    engine.relay_inline()
+    place.rig.ends = None  # which nothing can be added to
+    relayed.client.close()
+    relayed.remote.close()
+    client.send(b"?", first.address)
+    engine.relay_inline()
+    engine.run_once()
+    assert [type(error) for error in errors] == [AttributeError]
+    place.rig.ends = []
+    assert await client.ping(second) == b"ping"
