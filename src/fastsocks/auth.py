@@ -131,9 +131,9 @@ class Users:
             granted = await asyncio.shield(self._check(host, user, stored, password))
         else:
             granted = False
-            self._back_off.failed(host)
+            self._back_off.failed(host, user)
         if granted:
-            self._back_off.succeeded(host)
+            self._back_off.succeeded(host, user)
         return granted
 
     def reload(self) -> bool:
@@ -257,7 +257,7 @@ class Users:
         if right:
             self._proven[user] = (token, self._clock() + REMEMBERED)
         else:
-            self._back_off.failed(host)
+            self._back_off.failed(host, user)
         answer.set_result(right)
 
 

@@ -1,9 +1,10 @@
 """How long an address has to wait after failed logins, so that guessing is slow.
 
 From the third failure on the wait doubles, up to five seconds; a minute without a
-failure, or a success, is a clean slate. Each try takes a turn of its own: who opens
-a hundred connections at once gains nothing by it. It must not know passwords, and
-sleeps for nobody: it only says for how long.
+failure is a clean slate, and so is a success, but only of the one user who failed: with
+an account of his own nobody shall try out another's. Each try takes a turn of its own:
+who opens a hundred connections at once gains nothing by it. It must not know passwords,
+and sleeps for nobody: it only says for how long.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ FREE_FAILURES = 2
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 5.0
 WINDOW = 60.0
-# Who commands more addresses than this has other ways as well; 1 MB at most.
+# Who commands more addresses than this has other ways as well; 2 MB at most.
 ADDRESSES = 4096
 
 
 class _Record:
-    __slots__ = ("failures", "latest", "turn")
+    __slots__ = ("failures", "latest", "turn", "user")
 
-    def __init__(self) -> None:
+    def __init__(self, user: bytes) -> None:
+        self.user: bytes | None = user
+        """who failed; None when it was not always the same"""
         self.failures = 0
         self.latest = 0.0
         self.turn = 0.0
@@ -60,11 +63,13 @@ class BackOff:
         record.turn = turn + pause(record.failures)
         return turn - now
 
-    def failed(self, host: str) -> None:
+    def failed(self, host: str, user: bytes) -> None:
         now, network = self._clock(), network_of(host)
         record = self._records.pop(network, None)
         if record is None or now - record.latest > WINDOW:
-            record = _Record()
+            record = _Record(user)
+        elif record.user != user:
+            record.user = None
         self._records[network] = record  # the latest to fail are the last to be forgotten
         record.failures += 1
         record.latest = now
@@ -72,9 +77,10 @@ class BackOff:
         if len(self._records) > ADDRESSES:
             self._records.popitem(last=False)
 
-    def succeeded(self, host: str) -> None:
-        if self._records:
-            self._records.pop(network_of(host), None)
+    def succeeded(self, host: str, user: bytes) -> None:
+        record = self._records.get(network_of(host)) if self._records else None
+        if record is not None and record.user == user:
+            del self._records[network_of(host)]
 
 
 def pause(failures: int) -> float:

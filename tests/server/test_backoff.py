@@ -27,7 +27,7 @@ def back_off(clock):
 
 def fail(back_off: BackOff, host: str, times: int) -> None:
     for _ in range(times):
-        back_off.failed(host)
+        back_off.failed(host, b"alice")
 
 
 def test_waits_grow_from_the_third_failure_to_the_longest():
@@ -66,11 +66,22 @@ def test_parallel_tries_take_turns(back_off, clock):
 
 def test_success_is_a_clean_slate(back_off):
     fail(back_off, "192.0.2.1", 9)
-    back_off.succeeded("192.0.2.1")
+    back_off.succeeded("192.0.2.1", b"alice")
     assert not back_off.has("192.0.2.1")
     assert back_off.wait("192.0.2.1") == 0
     fail(back_off, "192.0.2.1", 2)
     assert back_off.wait("192.0.2.1") == 0
+
+
+def test_success_of_one_does_not_excuse_guesses_at_another(back_off):
+    """Or whoever has an account could try out all others."""
+    fail(back_off, "192.0.2.1", 3)
+    back_off.succeeded("192.0.2.1", b"mallory")
+    assert back_off.wait("192.0.2.1") == 0.5
+    back_off.failed("192.0.2.1", b"mallory")
+    back_off.succeeded("192.0.2.1", b"mallory")
+    back_off.succeeded("192.0.2.1", b"alice")
+    assert back_off.has("192.0.2.1")
 
 
 def test_a_minute_is_a_clean_slate(back_off, clock):
@@ -83,7 +94,7 @@ def test_a_minute_is_a_clean_slate(back_off, clock):
 
 def test_an_ipv6_machine_has_a_whole_64(back_off):
     for number in range(3):
-        back_off.failed(f"2001:db8:0:1::{number:x}")
+        back_off.failed(f"2001:db8:0:1::{number:x}", b"alice")
     assert back_off.wait("2001:db8:0:1:ffff:ffff:ffff:ffff") == 0.5
     assert back_off.wait("2001:db8:0:2::1") == 0
     fail(back_off, "fe80::1%eth0", 3)
@@ -93,10 +104,10 @@ def test_an_ipv6_machine_has_a_whole_64(back_off):
 def test_remembers_so_many_addresses_and_the_latest_of_them(back_off):
     fail(back_off, "192.0.2.1", 3)
     for number in range(ADDRESSES - 1):
-        back_off.failed(f"10.0.{number >> 8}.{number & 255}")
+        back_off.failed(f"10.0.{number >> 8}.{number & 255}", b"alice")
     assert len(back_off) == ADDRESSES
-    back_off.failed("192.0.2.1")  # so the oldest is another one now
-    back_off.failed("10.9.9.9")
+    back_off.failed("192.0.2.1", b"alice")  # so the oldest is another one now
+    back_off.failed("10.9.9.9", b"alice")
     assert len(back_off) == ADDRESSES
     assert back_off.has("192.0.2.1")
     assert not back_off.has("10.0.0.0")
