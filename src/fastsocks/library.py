@@ -48,12 +48,19 @@ async def relay(client: socket.socket, remote: socket.socket) -> Outcome:
         return await asyncio.shield(done)
     except asyncio.CancelledError:
         engine.kill(handle)
-        await done
+        await asyncio.shield(done)
         raise
     finally:
-        if not engine.sessions and _engines.get(loop) is engine:
-            del _engines[loop]
-            engine.close()
+        if done.done():
+            _close_unused(loop, engine)
+        else:  # cancelled twice: what has been killed ends a moment later
+            done.add_done_callback(lambda _: _close_unused(loop, engine))
+
+
+def _close_unused(loop: asyncio.AbstractEventLoop, engine: Engine) -> None:
+    if not engine.sessions and _engines.get(loop) is engine:
+        del _engines[loop]
+        engine.close()
 
 
 def _check(sock: socket.socket) -> None:

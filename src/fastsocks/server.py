@@ -66,6 +66,8 @@ class Server:
 
     def start(self) -> None:
         """Binds and serves; returns with ``addresses`` set."""
+        if self.engine is not None:
+            raise RuntimeError("the server has been started already")
         config = self.config
         loop = asyncio.get_running_loop()
         self._users = make_users(config, self._quiet)
@@ -111,12 +113,14 @@ class Server:
         # The engine reports ends of sessions, not of refused clients: so it is asked.
         while engine.sessions and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(STOP_POLL)
-        await self._sessions.end_all()
-        self.engine = None
-        engine.close()
-        self._resolver.close()
-        self._users.close()
-        self._ident.close()
+        try:
+            await self._sessions.end_all()
+        finally:
+            self.engine = None
+            engine.close()
+            self._resolver.close()
+            self._users.close()
+            self._ident.close()
 
     def _make_sessions(self, config: Config, engine: Engine) -> Sessions:
         judge = Judge(config.allow, self.addresses)

@@ -41,6 +41,9 @@ from fastsocks.quiet import QuietLog
 
 MACHINES: dict[int, Callable[[], Machine]] = {4: Socks4, 5: Socks5}
 
+# Seconds for an embedding program's authenticator to take notice that it is cancelled.
+LAST_WORDS = 5.0
+
 Command = Callable[[Conn, Machine, Request, Flow], Awaitable[None]]
 
 log = logging.getLogger("fastsocks.session")
@@ -98,10 +101,12 @@ class Sessions:
 
     async def end_all(self) -> None:
         """Ends those that are not relayed yet."""
-        tasks = list(self._tasks.values())
+        # Not the one that asks: an authenticator may stop its server.
+        tasks = [task for task in self._tasks.values() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=LAST_WORDS)
         self._tasks.clear()  # of those that were cancelled before they began
 
     async def run(self, client: Conn) -> None:

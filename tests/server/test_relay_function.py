@@ -205,6 +205,25 @@ async def test_cancelled(start, begun):
             await receive(sock, 1)
 
 
+async def test_cancelled_again_before_it_is_over(start):
+    """Nothing is left of it all the same."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    client, remote, relaying = start()
+    await asyncio.sleep(0)
+    for _ in range(2):
+        relaying.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await result(relaying)
+    for sock in (client, remote):
+        with pytest.raises(ConnectionResetError):
+            await receive(sock, 1)
+        sock.close()
+    async with asyncio.timeout(20):
+        while len(os.listdir("/proc/self/fd")) > descriptors:
+            await asyncio.sleep(0.01)
+
+
 async def test_cancelled_by_a_timeout(start):
     client, _, relaying = start()
     with pytest.raises(TimeoutError):

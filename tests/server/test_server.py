@@ -172,6 +172,17 @@ async def test_stop_twice(serve):
     assert refuses(server.addresses[0])
 
 
+async def test_started_twice(serve, dial, echo):
+    """It would hold what it had, and serve on without anybody to stop it."""
+    async with serve() as server:
+        with pytest.raises(RuntimeError, match="already"):
+            server.start()
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        assert await client.echoes()
+    assert refuses(server.addresses[0])
+
+
 async def test_the_same_port_again_at_once(serve, dial, echo):
     """Connections of the one before may still linger in the kernel."""
     place = "127.0.0.1:0"

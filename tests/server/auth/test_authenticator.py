@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 import fastsocks
+from fastsocks import session
 from support.logins import WRONG
+
+PATIENCE = 20.0
 
 
 @pytest.fixture
@@ -115,3 +119,72 @@ async def test_a_client_that_leaves_a_hanging_program(serve, dial, say, books, u
         await client.seen()
         release.set()
         assert await ledger.outstanding() == {}
+
+
+@pytest.fixture
+async def hanging(serve, dial, say):
+    """hanging(authenticator): a server whose only client waits for its answer."""
+
+    async def start(authenticator):
+        began = asyncio.Event()
+
+        async def first_told(client, method, credentials):
+            began.set()
+            return await authenticator(server)
+
+        server = serve(authenticator=first_told)
+        server.start()
+        client = await dial(server)
+        await client.send(b"\x05\x01\x02" + say.login(b"alice", WRONG))
+        await asyncio.wait_for(began.wait(), PATIENCE)
+        return server, client
+
+    return start
+
+
+async def test_a_program_that_stops_its_server(hanging, caplog):
+    async def stops(server):
+        await asyncio.sleep(0)
+        await server.stop(0)
+        return True
+
+    server, client = await hanging(stops)
+    assert await client.ended()
+    await server.stop(0)
+    assert server.engine is None
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_program_that_will_not_be_cancelled(hanging, monkeypatch):
+    monkeypatch.setattr(session, "LAST_WORDS", 0.1)
+    release = asyncio.Event()
+
+    async def goes_on(_):
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    server, _ = await hanging(goes_on)
+    await asyncio.wait_for(server.stop(0), PATIENCE)
+    assert server.engine is None
+    release.set()
+
+
+async def test_a_stop_that_is_cancelled_while_a_program_cleans_up(hanging):
+    cleaning, release = asyncio.Event(), asyncio.Event()
+
+    async def cleans_up(_):
+        try:
+            await release.wait()
+        finally:
+            cleaning.set()
+            await release.wait()
+
+    server, _ = await hanging(cleans_up)
+    stopping = asyncio.ensure_future(server.stop(0))
+    await asyncio.wait_for(cleaning.wait(), PATIENCE)
+    stopping.cancel()
+    await asyncio.wait((stopping,))
+    assert stopping.cancelled()
+    assert server.engine is None
+    release.set()
