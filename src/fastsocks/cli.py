@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import sys
@@ -27,6 +28,7 @@ log = logging.getLogger("fastsocks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    open_what_is_closed()
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["passwd"]:
         return passwd.main(argv[1:])
@@ -104,6 +106,17 @@ def announce(server: Server, loop_name: str) -> None:
             f" try: {example}",
             flush=True,
         )
+
+
+def open_what_is_closed() -> None:
+    """Of the standard streams. Else the loop's own descriptors have their numbers, and
+    libuv aborts when it has to close one below 3; and what is meant for standard error
+    is printed to standard output, if it is None."""
+    # Where there is no /dev/null, serving is still better than not to.
+    with contextlib.suppress(OSError):
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- it stays open
 
 
 def choose_loop() -> tuple[Callable[[], asyncio.AbstractEventLoop], str]:

@@ -356,6 +356,19 @@ def test_port_taken(fails, family):
     assert f"cannot listen on {place}: Address already in use" in told
 
 
+def test_what_is_meant_for_standard_error_goes_nowhere_else(command, environment):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = "{}:{}".format(*taken.getsockname())
+        ended = subprocess.run(
+            ["sh", "-c", 'exec "$@" 2>&-', "sh", *command("--listen", place)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            timeout=PATIENCE,
+        )
+    assert (ended.returncode, ended.stdout) == (1, b"")
+
+
 def test_same_place_twice(fails):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         place = "{}:{}".format(*probe.getsockname())

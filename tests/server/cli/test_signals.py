@@ -83,33 +83,53 @@ def test_signal_while_a_name_is_resolved(start, engine_name, tmp_path, exactly, 
         assert proxy.stop() == 0
 
 
-def test_a_reader_who_is_gone_is_no_reason_to_stop(tmp_path, command, environment, wait_until):
+@pytest.fixture
+def runs_until(tmp_path, environment, wait_until):
+    """``runs_until(words, signal.SIGTERM, stdout=...)``: the exit status of a proxy that
+    nobody can hear say where it listens, and its log."""
+
+    def run(words, number, **streams):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            place = probe.getsockname()
+        with (tmp_path / "log").open("wb") as sink:
+            streams = {"stdin": subprocess.DEVNULL, "stderr": sink} | streams
+            process = subprocess.Popen(
+                [*words, "--listen", f"{place[0]}:{place[1]}"], env=environment(), **streams
+            )
+        try:
+
+            def answers() -> bool:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                with socket.socket() as knock:
+                    return knock.connect_ex(place) == 0
+
+            wait_until(answers, "it listens")
+            process.send_signal(number)
+            return process.wait(PATIENCE), (tmp_path / "log").read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+    return run
+
+
+def test_a_reader_who_is_gone_is_no_reason_to_stop(command, runs_until):
     """fastsocks | head: standard output is a pipe that nobody reads."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = probe.getsockname()
     read_end, write_end = os.pipe()
     os.close(read_end)
-    with (tmp_path / "log").open("wb") as sink:
-        process = subprocess.Popen(
-            command("--listen", f"{place[0]}:{place[1]}"),
-            stdin=subprocess.DEVNULL,
-            stdout=write_end,
-            stderr=sink,
-            env=environment(),
-        )
-    os.close(write_end)
     try:
-
-        def answers() -> bool:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            with socket.socket() as knock:
-                return knock.connect_ex(place) == 0
-
-        wait_until(answers, "it listens")
-        process.terminate()
-        assert process.wait(PATIENCE) == 0
-        assert "Error" not in (tmp_path / "log").read_text()
+        status, log = runs_until(command(), signal.SIGTERM, stdout=write_end)
     finally:
-        process.kill()
-        process.wait()
+        os.close(write_end)
+    assert status == 0
+    assert "Error" not in log
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed(command, runs_until, closed):
+    """None of the loop's descriptors has their numbers: libuv would abort at the end."""
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", *command()]
+    status, log = runs_until(words, signal.SIGINT, stdout=subprocess.DEVNULL)
+    assert status == 0
+    assert "Error" not in log
