@@ -112,11 +112,15 @@ def _content(path: str) -> tuple[bytes, os.stat_result]:
     """Raises OSError for all that is not a file of a sensible size."""
     # O_NONBLOCK: opening a FIFO must not wait for its writer.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(FILE_OCTETS + 1)
+        # open() closes no descriptor that it refuses, as that of a directory.
+        with open(handle, "rb", closefd=False) as file:
+            data = file.read(FILE_OCTETS + 1)
+    finally:
+        os.close(handle)
     if len(data) > FILE_OCTETS:
         raise OSError(errno.EFBIG, f"larger than {FILE_OCTETS >> 20} MiB")
     return data, status

@@ -135,11 +135,11 @@ def test_tells_when_anyone_may_read_it(file, one, mode, open_to_others):
     assert users_file.read(path).open_to_others is open_to_others
 
 
-def test_no_descriptor_stays_open(file, descriptors_balance):
+def test_no_descriptor_stays_open(file, tmp_path, descriptors_balance):
     lines(file, "wrong")
-    for _ in range(3):
+    for path in (str(file), str(tmp_path), "/dev/null"):
         with pytest.raises(ConfigError):
-            users_file.read(str(file))
+            users_file.read(path)
 
 
 # -- rewriting ---------------------------------------------------------------
