@@ -1,7 +1,8 @@
 """The command: argv to Config, a loop to run on, signals to stop by.
 
 Exit status: 0 stopped as asked, 1 could not run, 2 was asked for something that
-makes no sense. Bad input ends in one line, never in a traceback.
+makes no sense, 130 interrupted before it served. Bad input ends in one line, never in
+a traceback; an interrupt in none.
 """
 
 from __future__ import annotations
@@ -30,8 +31,16 @@ log = logging.getLogger("fastsocks")
 def main(argv: Sequence[str] | None = None) -> int:
     open_what_is_closed()
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["passwd"]:
-        return passwd.main(argv[1:])
+    try:
+        status = passwd.main(argv[1:]) if argv[:1] == ["passwd"] else run(argv)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    drop_what_nobody_takes()
+    return status
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serves; the exit status."""
     parser = build_parser()
     options = parser.parse_args(argv)
     migrated = jsocks.Jsocks({}, [])
@@ -117,6 +126,17 @@ def open_what_is_closed() -> None:
         for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
             if getattr(sys, name) is None:
                 setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- it stays open
+
+
+def drop_what_nobody_takes() -> None:
+    """Of what was printed. Else the interpreter tries again when it exits, complains, and
+    makes the status 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 def choose_loop() -> tuple[Callable[[], asyncio.AbstractEventLoop], str]:

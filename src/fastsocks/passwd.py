@@ -9,6 +9,7 @@ file. The file is as it was unless the status is 0.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import sys
 import warnings
@@ -20,20 +21,25 @@ from fastsocks.errors import ConfigError
 from fastsocks.passwords import hash_password
 
 PASSWORD_OCTETS = 255  # RFC 1929
+NOT_GIVEN = "no password given; nothing is changed"
 
 
 def main(argv: Sequence[str]) -> int:
     options = build_parser().parse_args(argv)
     try:
         users_file.check_name(options.user)
-        print(f"{options.user}: {change(options.file, options.user, options.delete)}")
-        warn_of_the_rest(options.file)
+        done = change(options.file, options.user, options.delete)
     except ValueError as error:
         print(f"fastsocks passwd: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"fastsocks passwd: {options.file}: {error.strerror or error}", file=sys.stderr)
         return 1
+    # It is done, whether anybody can be told of it or not.
+    with contextlib.suppress(OSError, UnicodeError):
+        print(f"{options.user}: {done}")
+    with contextlib.suppress(OSError):
+        warn_of_the_rest(options.file)
     return 0
 
 
@@ -69,7 +75,10 @@ def ask(user: str) -> bytes:
         if secret != prompt("The same again: "):
             raise ValueError("the two passwords differ")
     else:
-        secret = sys.stdin.buffer.readline(PASSWORD_OCTETS + 3).rstrip(b"\r\n")
+        try:
+            secret = sys.stdin.buffer.readline(PASSWORD_OCTETS + 3).rstrip(b"\r\n")
+        except KeyboardInterrupt:
+            raise ValueError(NOT_GIVEN) from None
     if not secret:
         raise ValueError("no password given; must have 1 to 255 octets")
     if len(secret) > PASSWORD_OCTETS:
@@ -85,7 +94,7 @@ def prompt(text: str) -> bytes:
             return getpass.getpass(text).encode("utf-8", "surrogateescape")
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
-            raise ValueError("no password given; nothing is changed") from None
+            raise ValueError(NOT_GIVEN) from None
         except getpass.GetPassWarning:
             raise ValueError("this terminal would show the password; use a pipe") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -110,6 +111,51 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
             proxy.process.communicate()
 
 
+def is_asleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+@pytest.fixture
+def interrupted() -> Callable[..., tuple[int, str]]:
+    """``interrupted("passwd", "users", "me")``: status and standard error of a command
+    that SIGINT meets in the middle of a line from standard input, a pipe."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        read_end, write_end = os.pipe()
+        try:
+            os.write(write_end, b"half a l")
+            process = subprocess.Popen(
+                command(*arguments),
+                stdin=read_end,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=environment(),
+                text=True,
+                # A shell starts what it puts in the background with interrupts ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+            try:
+                # Before it sleeps, it would notice an interrupt after the next read only.
+                wait_until(
+                    lambda: is_empty(read_end) and is_asleep(process.pid), "it waits for the rest"
+                )
+                process.send_signal(signal.SIGINT)
+                _, told = process.communicate(timeout=PATIENCE)
+            finally:
+                process.kill()
+                process.communicate()
+        finally:
+            os.close(read_end)
+            os.close(write_end)
+        return process.returncode, told
+
+    return run
+
+
+def is_empty(pipe: int) -> bool:
+    return not select.select([pipe], [], [], 0)[0]
+
+
 @pytest.fixture
 def origin() -> Iterator[tuple[str, int, list[str]]]:
     """(host, port, who came): sends everything back."""
@@ -172,6 +218,12 @@ def environment_fixture() -> Callable[..., dict[str, str]]:
 @pytest.fixture(scope="session", name="wait_until")
 def wait_until_fixture() -> Callable[..., None]:
     return wait_until
+
+
+@pytest.fixture(scope="session", name="is_asleep")
+def is_asleep_fixture() -> Callable[[int], bool]:
+    """``is_asleep(pid)``: that process waits for something."""
+    return is_asleep
 
 
 @pytest.fixture(scope="session", name="exactly")

@@ -142,6 +142,57 @@ def test_asks_for_no_password_that_it_could_not_keep(command, environment, tmp_p
         assert ended.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at once"])
+def test_a_change_that_nobody_can_be_told_of(command, environment, file, unbuffered):
+    """Full is where the words go, not where the users are."""
+    file.write_bytes(b"bob:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\n")  # which is warned of
+    for redirected, heard in ((">/dev/full", 1), (">/dev/full 2>&1", 0)):
+        ended = subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirected}', "sh", *command("passwd", str(file), "alice")],
+            input=SECRET,
+            capture_output=True,
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+            timeout=PATIENCE,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stderr.count(b"\n") == heard
+        assert b"alice:$scrypt$" in file.read_bytes()
+
+
+def test_a_change_to_a_file_whose_name_is_no_text(command, environment, tmp_path):
+    file = os.fsencode(tmp_path) + b"/\xff"
+    ended = subprocess.run(
+        command("passwd", file, "alice"),
+        input=SECRET,
+        capture_output=True,
+        # The interpreter's own choice, for LC_ALL=C, would pass the octet on.
+        env=environment(PYTHONIOENCODING="utf-8"),
+        timeout=PATIENCE,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert Path(os.fsdecode(file)).read_bytes().startswith(b"alice:")
+
+
+def test_standard_input_that_is_closed(command, environment, file):
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command("passwd", str(file), "alice")],
+        capture_output=True,
+        env=environment(),
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 2
+    assert b"no password given" in ended.stderr
+    assert ended.stderr.count(b"\n") == 1
+    assert not file.exists()
+
+
+def test_interrupt_while_it_waits_for_a_pipe(interrupted, file):
+    status, told = interrupted("passwd", str(file), "alice")
+    assert status == 2
+    assert told == "fastsocks passwd: no password given; nothing is changed\n"
+    assert not file.exists()
+
+
 def test_a_file_that_is_something_else(passwd, file):
     file.write_bytes(b"root:x:0:0:root:/root:/bin/sh\n")
     ended = passwd("alice", said=SECRET)
@@ -170,7 +221,7 @@ def test_tells_of_lines_that_the_server_will_refuse(passwd, file):
     ids=["twice", "differing", "empty", "end of input", "interrupt"],
 )
 def test_asks_at_a_terminal_and_shows_nothing(
-    command, environment, file, typed, status, told, wait_until
+    command, environment, file, typed, status, told, wait_until, is_asleep
 ):
     pid, terminal = pty.fork()
     if not pid:
@@ -198,10 +249,6 @@ def test_asks_at_a_terminal_and_shows_nothing(
     assert b"Traceback" not in shown
     assert SECRET not in shown
     assert file.exists() is (status == 0)
-
-
-def is_asleep(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_a_running_proxy_takes_the_change_over(start, passwd, file, origin, echoes, wait_until):

@@ -114,6 +114,25 @@ def runs_until(tmp_path, environment, wait_until):
     return run
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at once"])
+def test_output_that_is_full_is_no_reason_to_fail(command, runs_until, unbuffered):
+    words = ["env", f"PYTHONUNBUFFERED={unbuffered}", *command()]
+    with open("/dev/full", "wb") as full:
+        status, log = runs_until(words, signal.SIGTERM, stdout=full)
+    assert status == 0
+    assert "Error" not in log
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-u", "me", "--password-file", "/dev/stdin"], ["--jsocks", "/dev/stdin"]],
+    ids=["password", "jsocks"],
+)
+def test_interrupt_while_a_file_is_awaited(interrupted, arguments):
+    """A file may be a FIFO, or <(...) of a shell."""
+    assert interrupted("--listen", "127.0.0.1:0", *arguments) == (130, "")
+
+
 def test_a_reader_who_is_gone_is_no_reason_to_stop(command, runs_until):
     """fastsocks | head: standard output is a pipe that nobody reads."""
     read_end, write_end = os.pipe()
