@@ -13,7 +13,7 @@ import os
 import re
 from typing import Any
 
-from fastsocks.config import Config, is_credential, is_literal, is_port
+from fastsocks.config import Config, is_credential, is_literal, is_port, parse_listener
 from fastsocks.errors import ConfigError
 
 LOGIN_SOURCES = "-P, --password-file or FASTSOCKS_PASSWORD"
@@ -75,8 +75,10 @@ def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:
         return options.listen or default
     if options.listen:
         raise ConfigError("--listen and -i/-p say the same thing: use one of them")
-    host = "127.0.0.1" if options.host is None else options.host
-    port = "1080" if options.port is None else options.port
+    # Of the one listener there would be, what is given replaces its part.
+    where, number = parse_listener(default[0])
+    host = where if options.host is None else options.host
+    port = str(number) if options.port is None else options.port
     if not (host == "localhost" or is_literal(host)):
         raise ConfigError(f"-i {host}: must be an IPv4 or IPv6 address")
     if not is_port(port):

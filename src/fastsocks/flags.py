@@ -228,6 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--jsocks",
         metavar="FILE",
         nargs="+",
+        action="extend",
         help="take settings from socks.properties files of jsocks; other flags count more",
     )
     add(

@@ -241,6 +241,34 @@ def configured(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("lines", "flags", "listen"),
+    [
+        ("host = 127.0.0.2\nport = 7", "", "127.0.0.2:7"),
+        ("host = 127.0.0.2\nport = 7", "-p 0", "127.0.0.2:0"),
+        ("host = 127.0.0.2\nport = 7", "-i 127.0.0.3", "127.0.0.3:7"),
+        ("host = 127.0.0.2\nport = 7", "-i ::1 -p 8", "[::1]:8"),
+        ("host = ::1\nport = 7", "-p 8", "[::1]:8"),
+        ("host = 127.0.0.2", "-i 127.0.0.3", "127.0.0.3:1080"),
+        ("port = 7", "-p 8", "0.0.0.0:8"),
+    ],
+)
+def test_part_of_a_jsocks_listener_counts_less(configured, tmp_path, lines, flags, listen):
+    file = tmp_path / "socks.properties"
+    file.write_text(f"range = 10.\n{lines}\n")
+    assert configured("--jsocks", str(file), *flags.split()).listen == [listen]
+
+
+def test_jsocks_files_are_taken_however_they_are_given(configured, tmp_path):
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"{number}.properties")
+        files[-1].write_text(f"host = 127.0.0.1\nrange = {number}.\nusers = user{number}\n")
+    first, second, third = map(str, files)
+    config = configured("--jsocks", first, second, "--jsocks", third)
+    assert config.ident == ["0.=user0", "1.=user1", "2.=user2"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "field", "value", "default"),
     [
         ("--allow-bind", "allow_bind", True, False),
