@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fastsocks import ranges
+from fastsocks.config import is_literal
 from fastsocks.errors import ConfigError
 
 MILLISECONDS = {
@@ -106,6 +107,8 @@ def listener(properties: dict[str, Property]) -> str:
     prop, host = properties.get("port"), properties.get("host")
     port = number("port", prop.value.strip(), prop.place, 65535) if prop else 1080
     where = host.value.strip() if host else "0.0.0.0"
+    if host and not (where == "localhost" or is_literal(where)):
+        raise ConfigError(f"{host.place}: host {where[:40]}: must be an IPv4 or IPv6 address")
     return f"[{where}]:{port}" if ":" in where else f"{where}:{port}"
 
 
@@ -186,4 +189,11 @@ def unescape(text: str, place: str) -> str:
             raise ConfigError(f"{place}: \\u must have four hexadecimal digits after it")
         return chr(int(code[1:], 16)) if len(code) == 5 else CONTROLS.get(code, code)
 
-    return ESCAPED.sub(meant, text)
+    # Java's escapes are those of UTF-16: a character beyond the first 65,536 has two.
+    octets = ESCAPED.sub(meant, text).encode("utf-16-le", "surrogatepass")
+    try:
+        return octets.decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"{place}: \\u has half of a character; must be two, as in \\ud83d\\ude00"
+        ) from None

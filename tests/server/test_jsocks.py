@@ -37,6 +37,7 @@ def file(tmp_path):
         ("a = 1\\", {"a": "1"}),
         ("a\\=\\:\\ b = \\u00e4\\t\\z", {"a=: b": "\u00e4\tz"}),
         ("a = \xe4", {"a": "\xe4"}),
+        ("a = \\ud83d\\ude00\\ufeff\\uD83D\\uDE01", {"a": "\U0001f600\ufeff\U0001f601"}),
         ("a=1\na=2", {"a": "2"}),
     ],
 )
@@ -70,6 +71,24 @@ def test_defaults_and_all_interfaces(file):
     settings, _ = load([file("range = 10.")])
     assert settings["listen"] == ["0.0.0.0:1080"]
     assert Config(**settings)  # the range is what keeps it from being open
+
+
+@pytest.mark.parametrize(
+    ("host", "listen"),
+    [
+        ("localhost", ("127.0.0.1", 1080)),
+        ("127.0.0.2 ", ("127.0.0.2", 1080)),
+        ("::1", ("::1", 1080)),
+    ],
+)
+def test_host(file, host, listen):
+    settings, _ = load([file(f"range = 10.\nhost = {host}")])
+    assert Config(**settings).listeners == [listen]
+
+
+def test_a_user_beyond_the_first_plane(file):
+    settings, _ = load([file("range = 10.\nusers = \\ud83d\\ude00;bob")])
+    assert Config(**settings).ident == ["10.=\U0001f600;bob"]
 
 
 def test_everyone_from_everywhere_has_to_be_meant(file):
@@ -112,6 +131,13 @@ def test_globals_in_a_later_file(file):
         ("range = 10.\nudpTimeout = soon", "udpTimeout soon"),
         ("range = 10.\nudpTimeout = -1", "-1"),
         ("range = \\u12", "hexadecimal"),
+        ("range = 10.\nusers = \\ud83d", ":2: .*half of a character"),
+        ("range = 10.\nusers = \\ude00\\ud83d", ":2: .*half of a character"),
+        ("range = 10.\nlo\\ud83dg = x", ":2: .*half of a character"),
+        ("range = 10.\nhost = myhost", ":2: host myhost: must be an IPv4"),
+        ("range = 10.\nhost =", ":2: host : must be an IPv4"),
+        ("range = 10.\nhost = [::1]", r":2: host \[::1\]: must be an IPv4"),
+        ("range = 10.\nhost = 127.0.0.1:1080", ":2: host 127.0.0.1:1080: must be"),
     ],
 )
 def test_refused(file, text, said):

@@ -315,7 +315,9 @@ def test_second_jsocks_file_that_is_wrong(refused, tmp_path):
 def test_host_of_a_jsocks_file_that_is_a_name(refused, tmp_path):
     file = tmp_path / "socks.properties"
     file.write_text("range = 10.\nhost = nowhere\n")
-    assert "nowhere:1080: the host must be" in refused("--jsocks", str(file))
+    told = refused("--jsocks", str(file))
+    assert f"{file}:2: host nowhere: must be" in told
+    assert "--listen" not in told
 
 
 @pytest.mark.parametrize("more", [["-u", "me", "-P", "x"], ["--ident", "10."], ["--open"]])
