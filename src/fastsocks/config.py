@@ -13,6 +13,7 @@ import resource
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from fastsocks import fields
 from fastsocks.addresses import Judge
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
@@ -75,6 +76,7 @@ class Config:
     ident_timeout: float = 3.0
 
     def __post_init__(self) -> None:
+        fields.check(self)
         one_of("engine", self.engine, ENGINES)
         one_of("relay", self.relay, RELAYS)
         one_of("prefer", self.prefer, PREFERENCES)
@@ -114,11 +116,8 @@ class Config:
                     raise ConfigError(f"users: a {what} must have 1 to 255 octets of UTF-8")
         if self.users_file is not None and not os.fspath(self.users_file):
             raise ConfigError('users_file "": must name a file')
-        if self.authenticator is not None:
-            if not callable(self.authenticator):
-                raise ConfigError("authenticator: must be an async function")
-            if self.users or self.users_file is not None:
-                raise ConfigError("authenticator: decides alone; must not be given with users")
+        if self.authenticator is not None and (self.users or self.users_file is not None):
+            raise ConfigError("authenticator: decides alone; must not be given with users")
         self._check_not_open()
 
     def _check_addresses(self) -> None:

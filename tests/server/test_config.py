@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import resource
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from fastsocks.config import Config, default_max_pipes, default_max_sessions, parse_listener
 from fastsocks.errors import ConfigError
+from fastsocks.fields import KINDS
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,6 @@ def test_a_config_does_not_change():
     ("settings", "named"),
     [
         ({"listen": []}, "listen"),
-        ({"listen": "127.0.0.1:1080"}, "listen"),  # a text is a sequence, of letters
         ({"listen": ["127.0.0.1:1080", "nowhere"]}, "listen nowhere"),
         ({"engine": "warp"}, "engine warp"),
         ({"relay": "warp"}, "relay warp"),
@@ -85,7 +87,6 @@ def test_a_config_does_not_change():
         ({"users": {"me": "\udcff"}}, "password"),
         ({"listen": ["0.0.0.0:1080"]}, "open"),
         ({"users_file": ""}, "users_file"),
-        ({"authenticator": "me"}, "authenticator"),
         ({"authenticator": print, "users": {"me": "pw"}}, "authenticator"),
         ({"authenticator": print, "users_file": "users"}, "authenticator"),
         ({"handshake_timeout": float("nan")}, "handshake_timeout nan"),
@@ -98,6 +99,88 @@ def test_wrong_setting_is_named(settings, named):
     with pytest.raises(ConfigError, match=named) as caught:
         Config(**settings)
     assert "ppp" not in str(caught.value)
+
+
+class Marker:
+    """Of no type that a setting has."""
+
+
+WRONG_TYPES = {
+    # A text is a sequence, of letters: "." would be the range of everyone.
+    "a list": ("127.0.0.1:0", ".", "all", b"", [1080], [None], [("10.", "me")], {"10.": "me"}, 5),
+    "an address, or a list": (5, [5], {"127.0.0.1": "127.0.0.1"}),
+    "a mapping": (["me"], "me", [("me", "pppp")], {"me": None}, {5: "pppp"}, {"me": b"pppp"}, None),
+    "the path": (5, b"users", ["users"], {"me": "pppp"}),
+    "an async function": ("me", ("me", "pppp"), {"me": "pppp"}),
+    "two ports": ((1,), (1, 2, 3), 1, "12", b"12", ("1", "2"), (1.0, 2.0), (True, 7)),
+    "True or False": ("no", "", 0, 1, None),
+    "a text": (5, ["native"], b"auto"),
+    "a whole number": ("5", "auto", 1.5, 70000.0, True, [1]),
+    "a number of seconds": ("5", True, [1], 1j),
+}
+
+
+def test_every_setting_has_a_type():
+    assert set(KINDS) == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Config)])
+def test_setting_of_another_type_is_named(name):
+    words = KINDS[name].words
+    values = next(wrong for start, wrong in WRONG_TYPES.items() if words.startswith(start))
+    optional = getattr(Config(), name) is None
+    for value in (*values, Marker(), *([] if optional else [None])):
+        with pytest.raises(ConfigError) as caught:
+            Config(**{name: value})
+        message = str(caught.value)
+        assert message.startswith(f"{name}: must be {words}"), message
+        assert "pppp" not in message
+        assert "\n" not in message
+    assert ("None" in words) is optional
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"listen": "127.0.0.1:0"},
+            "listen: must be a list of HOST:PORT, not the text '127.0.0.1:0'",
+        ),
+        ({"listen": [1080]}, "listen: must be a list of HOST:PORT, not [1080]"),
+        ({"relay_threads": 1.5}, "relay_threads: must be a whole number, not 1.5"),
+        ({"open": "no"}, "open: must be True or False, not the text 'no'"),
+        (
+            {"grace": Marker()},
+            "grace: must be a number of seconds, not an object of type Marker",
+        ),
+        (
+            {"users": {"me": None}},
+            "users: must be a mapping of names to passwords, all of them texts",
+        ),
+    ],
+)
+def test_setting_of_another_type_is_told(settings, told):
+    with pytest.raises(ConfigError) as caught:
+        Config(**settings)
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"source": "127.0.0.1"},
+        {"source": ("127.0.0.1", "::1")},
+        {"users_file": Path("users")},
+        {"users": MappingProxyType({"me": "pw"})},
+        {"udp_ports": [1, 2]},
+        {"grace": 1, "idle_timeout": 0.5},
+        {"ident": ["10."], "allow": ("all",)},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_types_that_are_as_good(settings):
+    config = Config(**settings)
+    assert all(getattr(config, name) == value for name, value in settings.items())
 
 
 @pytest.mark.parametrize("listen", [["127.255.255.254:1"], ["[::1]:1"], ["localhost:1"]])
