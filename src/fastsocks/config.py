@@ -137,8 +137,16 @@ class Config:
                 raise ConfigError(
                     f"udp_ports {first}-{last}: must be A-B with 1 <= A <= B <= 65535"
                 )
-        if self.udp_address is not None and not is_literal(self.udp_address):
-            raise ConfigError(f"udp_address {self.udp_address}: must be an IPv4 or IPv6 address")
+        if self.udp_address is not None:
+            if not is_literal(self.udp_address):
+                raise ConfigError(
+                    f"udp_address {self.udp_address}: must be an IPv4 or IPv6 address"
+                )
+            if not is_one_host(self.udp_address):
+                raise ConfigError(
+                    f"udp_address {self.udp_address}: must be the address of one host, as"
+                    " clients have to send their datagrams there"
+                )
 
     @property
     def _source_list(self) -> Sequence[str]:
@@ -216,6 +224,12 @@ def is_literal(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_one_host(literal: str) -> bool:
+    address = ipaddress.ip_address(literal)
+    plain = getattr(address, "ipv4_mapped", None) or address
+    return not (plain.is_unspecified or plain.is_multicast)
 
 
 def is_port(text: str) -> bool:

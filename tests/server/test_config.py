@@ -92,6 +92,10 @@ def test_a_config_does_not_change():
         ({"handshake_timeout": float("nan")}, "handshake_timeout nan"),
         ({"idle_timeout": float("inf")}, "idle_timeout inf"),
         ({"grace": -0.1}, "grace -0.1"),
+        *[
+            ({"udp_address": address}, f"udp_address {address}: must be the address of one host")
+            for address in ("0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "239.1.2.3", "ff02::1")
+        ],
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -137,7 +137,7 @@ def rows(flag: str, *values: str) -> list[pytest.param]:
         *rows("--udp-ports", "", "-", "40000", "40000-", "-40000", "0-10", "1-65536", "9-8", "a-b"),
         *rows("--udp-ports", "1-2-3", "40000:40100", " 1-2", "+1-2", "1-9" + "9" * 5000),
         *rows("--udp-address", "", "nowhere", "proxy.example.com", "127.1", "192.0.2.1:1080"),
-        *rows("--udp-address", "[::1]", "192.0.2.0/24"),
+        *rows("--udp-address", "[::1]", "192.0.2.0/24", "0.0.0.0", "::", "ff02::1"),
         *rows("--udp-per-client", "", "0", "-1", "1.5", "all", "9" * 30),
         *rows("--users", ""),
         *rows("--log-level", "", "loud", "INFO", "10"),
