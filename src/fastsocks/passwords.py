@@ -129,6 +129,10 @@ def _judge_scrypt(found: re.Match[str]) -> None:
     _judge_base64("scrypt", found[5], found[6])
     if not (ln and r and p):
         raise ValueError("a parameter of scrypt is zero")
+    if ln >= 16 * r:  # RFC 7914 section 2: N < 2^(128 * r / 8)
+        raise ValueError(
+            f"scrypt with ln={ln},r={r},p={p} does not exist; ln must be less than 16 * r"
+        )
     if ln > 30 or 128 * r << ln > MEMORY_MAX or r * p << ln > SCRYPT_WORK_MAX:
         raise ValueError(
             f"scrypt with ln={ln},r={r},p={p} takes too much memory or time for a login;"

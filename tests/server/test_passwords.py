@@ -244,6 +244,17 @@ def test_what_other_programs_make_is_accepted(stored):
     assert not check(stored, b"correct hors")
 
 
+@pytest.mark.parametrize(("r", "greatest"), [(1, 15), (2, 18), (8, 16)])
+def test_scrypt_that_openssl_would_refuse_at_every_login(r, greatest):
+    """RFC 7914 section 2; with r=2 and more, memory and time end earlier."""
+    stored = f"$scrypt$ln={greatest},r={r},p=1${SALT}${DIGEST}"
+    validate(stored)
+    assert not check(stored, b"wrong")
+    with pytest.raises(ValueError, match="must be") as refused:
+        validate(stored.replace(f"ln={greatest}", f"ln={greatest + 1}"))
+    assert ("16 * r" in str(refused.value)) is (r == 1)
+
+
 @pytest.mark.parametrize(
     ("module", "stored", "advice"),
     [
