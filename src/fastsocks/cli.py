@@ -27,6 +27,9 @@ from fastsocks.server import Server
 
 log = logging.getLogger("fastsocks")
 
+# What loop, engine and a listener take, and one session.
+DESCRIPTORS_MIN = 24
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     open_what_is_closed()
@@ -65,6 +68,7 @@ def run(argv: Sequence[str]) -> int:
     gc.freeze()
     factory, loop_name = choose_loop()
     try:
+        need_descriptors()
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(serve(config, loop_name))
     except ConfigError as error:
@@ -115,6 +119,15 @@ def announce(server: Server, loop_name: str) -> None:
             f" try: {example}",
             flush=True,
         )
+
+
+def need_descriptors() -> None:
+    """Raises OSError where there are too few to start: a loop of uvloop that gets some
+    but not all of its own cannot even be closed."""
+    with contextlib.ExitStack() as probes:
+        for _ in range(DESCRIPTORS_MIN // 2):
+            for handle in os.pipe():
+                probes.callback(os.close, handle)
 
 
 def open_what_is_closed() -> None:

@@ -358,6 +358,20 @@ def test_port_taken(fails, family):
     assert f"cannot listen on {place}: Address already in use" in told
 
 
+@pytest.mark.parametrize("limit", [10, 12, 20])
+def test_too_few_descriptors(command, environment, limit):
+    ended = subprocess.run(
+        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command(*ANYWHERE)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment(),
+        timeout=PATIENCE,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert one_line(ended.stderr) == "fastsocks: Too many open files\n"
+
+
 def test_what_is_meant_for_standard_error_goes_nowhere_else(command, environment):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         place = "{}:{}".format(*taken.getsockname())
