@@ -13,8 +13,8 @@ from support.namespaces import PATIENCE, own_network, programs_in
 from support.programs import first_line
 
 NAME_SERVER = Path(__file__).with_name("name_server.py")
-# Code 4 of RFC 1928, 6.
-UNREACHABLE = "curl: (97) Can't complete SOCKS5 connection to {}. (4)"
+# Code 4 of RFC 1928, 6. curl's words before it change from version to version.
+UNREACHABLE = "complete SOCKS5 connection to {}. (4)"
 # Patient beyond what curl waits: it is the proxy that must not be.
 RESOLV_CONF = "nameserver 127.0.0.1\noptions timeout:10 attempts:2\n"
 
@@ -75,10 +75,11 @@ def test_found(fetch, name):
 
 @pytest.mark.parametrize("name", ["servfail.test", "refused.test", "nowhere.test", "empty.test"])
 def test_the_name_server_has_no_answer(fetch, name):
-    assert fetch(name, seconds="20") == [f"{UNREACHABLE.format(name)}\n000"]
+    (told,) = fetch(name, seconds="20")
+    assert told.endswith(f"{UNREACHABLE.format(name)}\n000")
 
 
 def test_silence_ends_and_keeps_nobody_waiting(fetch):
     silent, good = fetch("silent.test", "good.test", seconds="1.5")
-    assert silent == f"{UNREACHABLE.format('silent.test')}\n000"
+    assert silent.endswith(f"{UNREACHABLE.format('silent.test')}\n000")
     assert good == "200"
