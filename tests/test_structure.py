@@ -51,7 +51,7 @@ STAGE_USERS = {
     **{module: {"addresses", "resolve"} for module in ("associate", "bind", "config", "dial")},
 }
 # The program around it all.
-PROGRAM = {"server", "config", "configure", "flags", "cli"}
+PROGRAM = {"server", "config", "fields", "configure", "flags", "cli"}
 # What the stage auth stands on.
 HELPERS = ["backoff", "passwords", "users_file"]
 # Modules in C are the native engine, however many it is cut into.

@@ -12,7 +12,7 @@ HEAD = """\
 
 Written by `tools/flags.py` from the program's own parsers; a test keeps it up to date.
 Exit status: 0 stopped as asked, 1 could not run, 2 was asked for something that makes no
-sense; what was wrong is told in one line.
+sense, 130 interrupted before it served; what was wrong is told in one line.
 """
 
 SECTION = """

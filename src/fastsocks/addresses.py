@@ -18,15 +18,21 @@ import contextlib
 import enum
 import functools
 import ipaddress
+import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from fastsocks.errors import RuleDenied
+from fastsocks.errors import Reply, RuleDenied
+from fastsocks.literals import family_of
 
 # IANA IPv4 and IPv6 Special-Purpose Address Registries as of this date, and with them
 # multicast, what RFC 4291 2.4 leaves unassigned, and what has been deprecated.
 TABLE_VERSION = "2025-10-09"
+
+BOTH_FAMILIES = frozenset({"ipv4", "ipv6"})
+
+log = logging.getLogger("fastsocks.addresses")
 
 
 class Use(enum.Enum):
@@ -137,10 +143,17 @@ class Reading(NamedTuple):
 class Judge:
     """``allowed`` are the special-purpose ranges that clients elsewhere than on
     loopback may reach: CIDRs, names of ranges, or "all". ``listeners`` are the
-    addresses and ports that we serve ourselves. Raises ValueError for an entry that
-    is neither CIDR nor name, saying what would be right."""
+    addresses and ports that we serve ourselves, ``families`` those (``ipv4``, ``ipv6``)
+    that anybody reaches. Raises ValueError for an entry that is neither CIDR nor name,
+    saying what would be right."""
 
-    def __init__(self, allowed: Sequence[str], listeners: Sequence[tuple[str, int]]) -> None:
+    def __init__(
+        self,
+        allowed: Sequence[str],
+        listeners: Sequence[tuple[str, int]],
+        families: Collection[str] = BOTH_FAMILIES,
+    ) -> None:
+        self._families = families
         self._names: set[str] = set()
         self._networks: list[tuple[int, int, int]] = []  # (octets, mask, base)
         for entry in allowed:
@@ -159,6 +172,8 @@ class Judge:
     def judge(self, client_host: str, host: str, port: int, datagram: bool = False) -> None:
         """Raises RuleDenied, with the range in its reason, if ``client_host`` may not
         reach ``host``. Both are IP literals; IPv6 ones may carry a scope."""
+        if family_of(host) not in self._families:
+            raise RuleDenied(f"{host}: its family is not used", Reply.ADDRESS_NOT_SUPPORTED)
         reading = read(host)
         if port in self._ports and not datagram:
             self._refuse_loop(reading, host, port)
@@ -174,6 +189,23 @@ class Judge:
             may_be_allowed = row.use is Use.SPECIAL or (row.use is Use.GROUP and datagram)
             remedy = f"; needs --allow {row.name}" if may_be_allowed else ""
             raise RuleDenied(f"{host} is in {row.name} ({row.network}, {row.source}){remedy}")
+
+    def choose(self, client_host: str, hosts: Sequence[str], port: int) -> list[str]:
+        """Those that ``client_host`` may reach, at least one. Raises RuleDenied as
+        ``judge`` does, for a range rather than for a family."""
+        chosen: list[str] = []
+        denied: list[RuleDenied] = []
+        for host in hosts:
+            try:
+                self.judge(client_host, host, port)
+            except RuleDenied as error:
+                log.debug("%s does not reach %s: %s", client_host, host, error.reason)
+                denied.append(error)
+            else:
+                chosen.append(host)
+        if not chosen:
+            raise min(denied, key=lambda error: error.reply is not Reply.NOT_ALLOWED)
+        return chosen
 
     def _allow(self, entry: str) -> None:
         if entry == EVERY_RANGE:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from fastsocks.addresses import Judge
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import ClientGone, DialError, Reply, RuleDenied
-from fastsocks.resolve import Resolver, family_of
+from fastsocks.literals import family_of
+from fastsocks.resolve import Resolver
 
 # What a client may send before its peer is there; beyond, it has to wait.
 EARLY_LIMIT = 64 * 1024
@@ -63,10 +64,9 @@ class Binder:
                 raise RuleDenied("BIND without a peer's address (needs --bind-anyone)")
             address, peers = client.sockname[0], ()
         else:
-            for peer in peers:
-                self._judge.judge(client.peer[0], peer, port)
-            family = family_of(peers[0])
-            peers = tuple(peer for peer in peers if family_of(peer) == family)
+            allowed = self._judge.choose(client.peer[0], peers, port)
+            family = family_of(allowed[0])
+            peers = tuple(peer for peer in allowed if family_of(peer) == family)
             address = self._sources.get(family, "")
             if not address or address in ANYONE:  # where nobody can connect to
                 address = address_towards(peers[0])

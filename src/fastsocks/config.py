@@ -17,8 +17,9 @@ from fastsocks import fields
 from fastsocks.addresses import Judge
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
+from fastsocks.literals import family_of, is_literal, is_one_host
 from fastsocks.ranges import Rule, parse_rule
-from fastsocks.resolve import family_of
+from fastsocks.resolve import is_wanted
 
 ENGINES = ("auto", "native", "python")
 RELAYS = ("auto", "copy", "splice")
@@ -126,6 +127,11 @@ class Config:
                 raise ConfigError(f"source {address}: must be an IPv4 or IPv6 address")
         if len(self.sources) < len(self._source_list):
             raise ConfigError(f"source {self._source_list[-1]}: must be the only one of its family")
+        if not self.families:
+            raise ConfigError(
+                f"source {self._source_list[0]}: must be of the one family that is used"
+                f" (prefer {self.prefer})"
+            )
         try:
             Judge(self.allow, ())
         except ValueError as error:
@@ -156,6 +162,16 @@ class Config:
     def sources(self) -> dict[str, str]:
         """The addresses to connect from, by family: ``ipv4``, ``ipv6``."""
         return {family_of(address): address for address in self._source_list}
+
+    @property
+    def families(self) -> frozenset[str]:
+        """Of the addresses that remotes may have: with the source address of one family
+        only, the other would show an address that nobody chose."""
+        return frozenset(
+            family
+            for family, host in (("ipv4", "0.0.0.0"), ("ipv6", "::"))
+            if is_wanted(self.prefer, host) and (family in self.sources or not self.sources)
+        )
 
     @property
     def login_needed(self) -> bool:
@@ -216,20 +232,6 @@ def parse_listener(text: str) -> Listener:
     if not is_literal(host):
         raise ConfigError(f"listen {text}: the host must be an IPv4 or IPv6 address")
     return host, int(port)
-
-
-def is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def is_one_host(literal: str) -> bool:
-    address = ipaddress.ip_address(literal)
-    plain = getattr(address, "ipv4_mapped", None) or address
-    return not (plain.is_unspecified or plain.is_multicast)
 
 
 def is_port(text: str) -> bool:

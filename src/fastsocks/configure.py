@@ -13,8 +13,9 @@ import os
 import re
 from typing import Any
 
-from fastsocks.config import Config, is_credential, is_literal, is_port, parse_listener
+from fastsocks.config import Config, is_credential, is_port, parse_listener
 from fastsocks.errors import ConfigError
+from fastsocks.literals import is_literal
 
 LOGIN_SOURCES = "-P, --password-file or FASTSOCKS_PASSWORD"
 # -P alone, or last in a row of flags, as in -qP.

@@ -13,15 +13,18 @@ change at any moment, but nobody looks it up again in between.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
+import os
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 
 from fastsocks.addresses import Judge
 from fastsocks.engine import Conn, Engine
-from fastsocks.errors import ClientGone, DialError, Reply, RuleDenied, reply_for
-from fastsocks.resolve import Resolver, family_of, is_wanted
+from fastsocks.errors import ClientGone, Reply, reply_for
+from fastsocks.literals import family_of
+from fastsocks.resolve import Resolver
 
 # Seconds between two attempts; RFC 8305 section 5 recommends it.
 STAGGER = 0.25
@@ -46,8 +49,7 @@ log = logging.getLogger("fastsocks.dial")
 class Dialer:
     """Connects for sessions. ``timeout`` is in seconds, for name and connecting
     together, 0 for none. ``sources`` are the addresses to connect from, by family
-    (``ipv4``, ``ipv6``); with only one of them the other family is not dialled, as it
-    would show an address that nobody chose. ``prefer`` as for the resolver."""
+    (``ipv4``, ``ipv6``)."""
 
     def __init__(
         self,
@@ -56,18 +58,12 @@ class Dialer:
         judge: Judge,
         timeout: float,
         sources: Mapping[str, str],
-        prefer: str = "",
     ) -> None:
         self._engine = engine
         self._resolver = resolver
         self._judge = judge
         self._timeout = timeout
         self._sources = dict(sources)
-        self._families = {
-            family
-            for family, host in (("ipv4", "0.0.0.0"), ("ipv6", "::"))
-            if is_wanted(prefer, host) and (family in sources or not sources)
-        }
 
     def dial(
         self, client: Conn, client_host: str, host: str, port: int, is_name: bool
@@ -106,30 +102,10 @@ class Dialer:
     def _dial_known(
         self, client: Conn, client_host: str, addresses: Sequence[str], port: int, budget: float
     ) -> Awaitable[Conn]:
-        allowed = self._judged(client_host, addresses, port)
+        allowed = self._judge.choose(client_host, addresses, port)
         if len(allowed) == 1:
             return self._attempt(client, allowed[0], port, budget)
         return self._race(client, interleaved(allowed), port, budget)
-
-    def _judged(self, client_host: str, addresses: Sequence[str], port: int) -> list[str]:
-        """Those that may be dialled, at least one."""
-        allowed: list[str] = []
-        denied: RuleDenied | None = None
-        for address in addresses:
-            if family_of(address) not in self._families:
-                continue
-            try:
-                self._judge.judge(client_host, address, port)
-            except RuleDenied as error:
-                log.debug("%s does not reach %s: %s", client_host, address, error.reason)
-                denied = error
-            else:
-                allowed.append(address)
-        if not allowed:
-            raise denied or DialError(
-                f"{addresses[0]}: its family is not used", Reply.ADDRESS_NOT_SUPPORTED
-            )
-        return allowed
 
     def _attempt(self, client: Conn, host: str, port: int, budget: float) -> Awaitable[Conn]:
         source = self._sources.get(family_of(host)) if self._sources else None
@@ -168,6 +144,8 @@ class Dialer:
         finally:
             for attempt in attempts:
                 give_up(attempt)
+        if not failures:  # the look-up has left no time for any
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         raise most_telling(failures)
 
 

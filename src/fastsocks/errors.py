@@ -78,10 +78,10 @@ class ClientGone(SocksError):
 
 
 class RuleDenied(SocksError):
-    """The destination is one that this client may not reach."""
+    """The destination is one that this client may not reach, or nobody may."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason, Reply.NOT_ALLOWED)
+    def __init__(self, reason: str, reply: Reply = Reply.NOT_ALLOWED) -> None:
+        super().__init__(reason, reply)
 
 
 class DialError(SocksError):

@@ -229,7 +229,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         nargs="+",
         action="extend",
-        help="take settings from socks.properties files of jsocks; other flags count more",
+        help="take settings from socks.properties files of jsocks, in order; may be given again,"
+        " and other flags count more",
     )
     add(
         "--log-level",

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fastsocks import ranges
-from fastsocks.config import is_literal
 from fastsocks.errors import ConfigError
+from fastsocks.literals import is_literal
 
 MILLISECONDS = {
     "iddleTimeout": "idle_timeout",  # jsocks' own spelling

@@ -26,6 +26,7 @@ from typing import Any
 
 from fastsocks.clients import network_of
 from fastsocks.errors import DialError, Reply
+from fastsocks.literals import family_of
 from fastsocks.turns import Turns
 
 # A name that hangs keeps a thread for as long as the C library has patience (10 s and
@@ -260,11 +261,6 @@ class Cache:
         where[name] = entry
         if len(where) > self._half:
             where.popitem(last=False)
-
-
-def family_of(host: str) -> str:
-    """``ipv4`` or ``ipv6``, of an IP literal."""
-    return "ipv6" if ":" in host else "ipv4"
 
 
 def is_wanted(prefer: str, host: str) -> bool:

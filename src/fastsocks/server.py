@@ -123,14 +123,14 @@ class Server:
             self._ident.close()
 
     def _make_sessions(self, config: Config, engine: Engine) -> Sessions:
-        judge = Judge(config.allow, self.addresses)
+        judge = Judge(config.allow, self.addresses, config.families)
         sources = config.sources
         self._resolver = resolver = Resolver(config.prefer)
         self._ident = Ident(engine, config.ident_rules, config.ident_timeout)
         stages = Stages(
             users=self._users,
             ident=self._ident,
-            dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources, config.prefer),
+            dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources),
             binder=Binder(
                 engine,
                 resolver,

@@ -80,6 +80,7 @@ def test_a_config_does_not_change():
         ({"max_sessions": 0}, "max_sessions 0"),
         ({"pipe_size": 65535}, "pipe_size 65535"),
         ({"source": "nowhere"}, "source nowhere"),
+        ({"source": "::1", "prefer": "ipv4-only"}, "source ::1: .*prefer ipv4-only"),
         ({"users": {"": "x"}}, "user"),
         ({"users": {"me": ""}}, "password"),
         ({"users": {"me": "p" * 256}}, "password"),

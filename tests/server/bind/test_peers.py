@@ -101,6 +101,25 @@ async def test_socks4_cannot_tell_an_ipv6_address(server, dial, say, names, book
     assert await ledger.outstanding() == {}
 
 
+async def test_peer_with_an_address_it_may_not_have(offer, bind5, dial, names, monkeypatch):
+    """That one is left out, as for CONNECT."""
+    monkeypatch.setattr(addresses, "is_loopback", lambda host: False)
+    names.answers["peer.test"] = ["127.0.0.7", "::1", "fd00::1"]
+    async with offer(allow=["::1/128"]) as server:
+        client, place = await bind5(server, "peer.test")
+        peer = await dial(place)
+        assert place[0] == "::1"
+        assert await second(client) == peer.name
+
+
+@pytest.mark.parametrize("settings", [{"source": "127.0.0.1"}, {"prefer": "ipv4-only"}], ids=str)
+async def test_peer_of_a_family_that_is_not_used(offer, dial, say, settings):
+    async with offer(**settings) as server:
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("::1", 1, command=2))
+        assert (await client.to_end())[:4] == GREETED + b"\x05\x08"
+
+
 async def test_source_address_is_where_it_listens(offer, bind5, dial):
     async with offer(source="127.0.0.9") as server:
         client, place = await bind5(server, "127.0.0.1")

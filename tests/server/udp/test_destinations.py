@@ -111,6 +111,18 @@ async def test_denied_destination_gets_nothing(serve, associated, datagrams, not
         assert server.engine.counters()["udp_dropped_denied"] == 9
 
 
+@pytest.mark.parametrize("settings", [{"source": "127.0.0.1"}, {"prefer": "ipv4-only"}], ids=str)
+async def test_family_that_is_not_used(serve, associated, datagrams, settings):
+    """Its datagrams would carry an address that nobody chose."""
+    async with serve(**settings) as server:
+        one = await associated(server)
+        other = datagrams("::1")
+        one.send("::1", other.name[1], b"lost")
+        assert await one.reaches(datagrams())
+        assert server.engine.counters()["udp_dropped_denied"] == 1
+        assert other.is_silent()
+
+
 @pytest.mark.parametrize("allow", ["loopback", "all", "127.0.0.0/8"])
 async def test_operator_opens_a_range(serve, associated, datagrams, not_on_loopback, allow):
     async with serve(allow=[allow]) as server:
