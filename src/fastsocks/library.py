@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
+import ssl
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,12 +68,22 @@ def _close_unused(loop: asyncio.AbstractEventLoop, engine: Engine) -> None:
 def _check(sock: socket.socket) -> None:
     if not isinstance(sock, socket.socket) or sock.fileno() < 0:
         raise TypeError(f"relay() takes two open sockets of the socket module, not {sock!r}")
+    if isinstance(sock, ssl.SSLSocket):
+        raise TypeError(f"relay() moves what is on the wire, which of {sock!r} is ciphertext")
     if sock.type != socket.SOCK_STREAM:
         raise TypeError(f"relay() takes stream sockets, not {sock!r}")
     try:
         sock.getpeername()
     except OSError:
-        raise TypeError(f"relay() takes connected sockets, not {sock!r}") from None
+        if not was_reset(sock):
+            raise TypeError(f"relay() takes connected sockets, not {sock!r}") from None
+
+
+def was_reset(sock: socket.socket) -> bool:
+    """Whether it was connected until a moment ago, which is for the outcome to tell."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _on_closed(ended: Sequence[End]) -> None:

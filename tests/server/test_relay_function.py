@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
+import ssl
 
 import pytest
 
@@ -190,6 +192,24 @@ async def test_blocking_mode_of_the_sockets_does_not_matter(pair, blocking):
     assert (await result(relaying)).up == 5
 
 
+@pytest.mark.parametrize("resetting", ["client", "remote"])
+async def test_reset_before_it_began(pair, until, resetting):
+    """Which no program can foresee: it is how the session ended, not a mistake in calling."""
+    client, client_side = pair("tcp")
+    remote, remote_side = pair("tcp")
+    gone, given, other = (
+        (client, client_side, remote) if resetting == "client" else (remote, remote_side, client)
+    )
+    reset(gone)
+    poll = select.poll()
+    poll.register(given, 0)
+    await until(lambda: poll.poll(0), "the reset has come")
+    outcome = await asyncio.wait_for(fastsocks.relay(client_side, remote_side), 20)
+    assert outcome.reason == f"{resetting} reset"
+    with pytest.raises(ConnectionResetError):
+        await receive(other, 1)
+
+
 @pytest.mark.parametrize("begun", [False, True])
 async def test_cancelled(start, begun):
     client, remote, relaying = start()
@@ -295,6 +315,13 @@ def sequenced() -> socket.socket:
     return one
 
 
+def encrypted() -> socket.socket:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    context = ssl.create_default_context()
+    return context.wrap_socket(ours, server_hostname="localhost", do_handshake_on_connect=False)
+
+
 def closed() -> socket.socket:
     sock = socket.socket()
     sock.close()
@@ -312,8 +339,9 @@ def closed() -> socket.socket:
         (listening, "connected"),
         (datagram, "stream"),
         (sequenced, "stream"),
+        (encrypted, "ciphertext"),
     ],
-    ids=["None", "int", "str", "closed", "unconnected", "listening", "datagram", "seqpacket"],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("place", ["first", "second"])
 async def test_something_else(pair, make, wanted, place):
