@@ -27,6 +27,7 @@ from typing import Protocol
 
 from fastsocks import users_file
 from fastsocks.backoff import LONGEST_WAIT, BackOff
+from fastsocks.clients import network_of
 from fastsocks.errors import ConfigError, TooManyLogins
 from fastsocks.passwords import check, cost
 from fastsocks.proto.wire import NO_AUTH, USER_PASSWORD, Credentials
@@ -36,7 +37,7 @@ from fastsocks.quiet import QuietLog
 # second; waiting longer than a handshake may take is waiting for nothing.
 THREADS = 2
 CHECKS_MAX = 64
-# So many of them for one address, lest it leaves none to others.
+# So many of them for one client's address or network, lest it leaves none to others.
 CHECKS_PER_ADDRESS = 8
 
 REMEMBERED = 300.0  # seconds
@@ -216,13 +217,14 @@ class Users:
         token = self._token(user, stored, password)
         answer = self._checks.get(token)
         if answer is None:
-            if len(self._checks) >= CHECKS_MAX or self._checks_of[host] >= CHECKS_PER_ADDRESS:
+            network = network_of(host)
+            if len(self._checks) >= CHECKS_MAX or self._checks_of[network] >= CHECKS_PER_ADDRESS:
                 raise TooManyLogins("too many logins are being checked")
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fastsocks-auth")
             loop = asyncio.get_running_loop()
             self._checks[token] = answer = loop.create_future()
-            self._checks_of[host] += 1
+            self._checks_of[network] += 1
             work = loop.run_in_executor(self._pool, check, stored, password)
             work.add_done_callback(
                 functools.partial(self._on_checked, answer, token, host, user, stored)
@@ -240,9 +242,10 @@ class Users:
     ) -> None:
         """Whether or not somebody still waits for the answer."""
         del self._checks[token]
-        self._checks_of[host] -= 1
-        if not self._checks_of[host]:
-            del self._checks_of[host]
+        network = network_of(host)
+        self._checks_of[network] -= 1
+        if not self._checks_of[network]:
+            del self._checks_of[network]
         if work.cancelled():
             answer.cancel()
             return

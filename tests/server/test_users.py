@@ -240,20 +240,24 @@ async def test_a_failure_nobody_waited_for_counts(users, world, until):
     assert world.slept == [0.5]
 
 
-async def test_one_address_cannot_take_all_the_checks(users, world):
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::{:x}"], ids=["one", "network"])
+async def test_one_client_cannot_take_all_the_checks(users, world, address):
+    """Nor with all the addresses that one machine has."""
     world.go_on.clear()
     tries = [
-        asyncio.ensure_future(users.verify(HERE, b"alice", b"%d" % number))
+        asyncio.ensure_future(users.verify((address.format(number), 1), b"alice", b"%d" % number))
         for number in range(CHECKS_PER_ADDRESS)
     ]
     await asyncio.sleep(0)
     with pytest.raises(TooManyLogins, match="too many"):
-        await users.verify(HERE, b"alice", b"one more")
+        async with asyncio.timeout(5):
+            await users.verify((address.format(0xFFFF), 1), b"alice", b"one more")
     other = asyncio.ensure_future(users.verify(THERE, b"alice", RIGHT))
     await asyncio.sleep(0)
     world.go_on.set()
     assert await other
     assert not any(await asyncio.gather(*tries))
+    assert not users._checks_of
 
 
 async def test_a_busy_pool_refuses_and_recovers(users, world):
