@@ -76,7 +76,11 @@ class Ident:
         Raises IdentError for a client that may not come, ClientGone if it resets its
         connection while its identd is being connected to.
         """
-        verdict = await self.verdict(client)
+        try:
+            verdict = await self.verdict(client)
+        except TimeoutError:
+            reason = "ident: the names in the ranges could not be looked up in time"
+            raise IdentError(reason) from None
         answer = verdict.answer
         if answer is None:
             if verdict.allowed:
@@ -98,11 +102,9 @@ class Ident:
         return answer.name
 
     async def verdict(self, client: Conn) -> Verdict:
-        """Does not wait where neither a name nor identd has to be asked."""
-        try:
-            rule = await self._find_rule(client.peer[0])
-        except TimeoutError:
-            return Verdict(False, "")
+        """Does not wait where neither a name nor identd has to be asked. Raises
+        TimeoutError where the names in a range that may decide get no answer."""
+        rule = await self._find_rule(client.peer[0])
         if rule is None or rule.names is None:
             return Verdict(rule is not None, rule.text if rule else "")
         answer = await self._ask(client)
@@ -115,7 +117,8 @@ class Ident:
         for number, rule in enumerate(self._rules):
             contained = rule.ranges.contains_now(host)
             if contained is None:
-                # A later rule must not decide only because names take their time.
+                # A later rule must not decide only because names take their time, or get
+                # no answer.
                 async with asyncio.timeout(self._timeout):
                     return await self._find_by_name(host, self._rules[number:])
             if contained:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 # An underscore is no host name's, but in some organisations' DNS all the same.
@@ -35,14 +35,15 @@ Position = tuple[int, int]
 
 
 class Hosts(Protocol):
-    """Names and addresses of hosts, each look-up bounded in time."""
+    """Names and addresses of hosts, each look-up bounded in time. Both raise TimeoutError
+    if there is no answer: nothing is known of the name then, not even that it is none."""
 
     async def name_of(self, address: str) -> str | None:
-        """The name of an address if that name has that address, in lower case;
-        whoever owns an address can have it carry any name whatever."""
+        """The name of an address if that name has that address, in lower case, None if
+        there is none; whoever owns an address can have it carry any name whatever."""
 
     async def addresses_of(self, name: str) -> frozenset[str]:
-        """Empty if there are none, or none were to be had."""
+        """Empty if there are none."""
 
 
 class Span(NamedTuple):
@@ -88,22 +89,30 @@ class Ranges:
         return None if self.needs_names else False
 
     async def contains(self, address: str, hosts: Hosts) -> bool:
+        """Raises TimeoutError if that depends on a name for which nobody answers."""
         known = self.contains_now(address)
         if known is not None:
             return known
+        silent = False
+        for answer in self._answers(address, hosts):
+            try:
+                if await answer:
+                    return True
+            except TimeoutError:  # the other names may still contain it
+                silent = True
+        if silent:
+            raise TimeoutError
+        return False
+
+    def _answers(self, address: str, hosts: Hosts) -> Iterator[Awaitable[bool]]:
+        """One for each entry that needs names, to be awaited as they come."""
         position = position_of(address)
         for name in self._names:
-            if position in map(position_of, await hosts.addresses_of(name)):
-                return True
-        for pair in self._name_pairs:
-            lows, highs = [await hosts.addresses_of(name) for name in pair]
-            ends = itertools.product(map(position_of, lows), map(position_of, highs))
-            if any(first <= position <= last for first, last in ends if first[0] == last[0]):
-                return True
-        if not self._suffixes:
-            return False
-        own_name = await hosts.name_of(address)
-        return own_name is not None and own_name.endswith(self._suffixes)
+            yield is_among(position, name, hosts)
+        for first, last in self._name_pairs:
+            yield is_between(position, first, last, hosts)
+        if self._suffixes:
+            yield is_called(address, self._suffixes, hosts)
 
     def _add(self, entry: str) -> None:
         if entry == ".":
@@ -170,6 +179,21 @@ def parse(text: str) -> Ranges:
     if not entries:
         raise ValueError('no range, such as "192.0.2." or "." for everyone')
     return Ranges(entries)
+
+
+async def is_among(position: Position, name: str, hosts: Hosts) -> bool:
+    return position in map(position_of, await hosts.addresses_of(name))
+
+
+async def is_between(position: Position, first: str, last: str, hosts: Hosts) -> bool:
+    lows, highs = [await hosts.addresses_of(name) for name in (first, last)]
+    ends = itertools.product(map(position_of, lows), map(position_of, highs))
+    return any(low <= position <= high for low, high in ends if low[0] == high[0])
+
+
+async def is_called(address: str, suffixes: tuple[str, ...], hosts: Hosts) -> bool:
+    name = await hosts.name_of(address)
+    return name is not None and name.endswith(suffixes)
 
 
 def position_of(address: str) -> Position:

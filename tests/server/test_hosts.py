@@ -1,9 +1,12 @@
 # The memory of host names: asked once for many, for a limited time, and never so much that
-# clients, who choose how many addresses ask, could fill it.
+# clients, who choose how many addresses ask, could fill it. No such name is one thing, and no
+# answer another.
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import threading
 
 import pytest
@@ -60,12 +63,13 @@ async def test_those_who_ask_at_once_wait_for_one_answer(memory, asked):
 
 
 async def test_questions_under_way_are_bounded(memory, asked, monkeypatch, until):
-    """One too many has no answer at once, and that is not remembered."""
+    """One too many gets no answer, at once, and that is not remembered."""
     monkeypatch.setattr(hosts, "ASKING_LIMIT", 3)
     asked.may.clear()
     waiting = [asyncio.ensure_future(memory.get(str(number))) for number in range(3)]
     await until(lambda: len(asked.keys) == 3, "all three are asked")
-    assert await memory.get("one too many") == ""
+    with pytest.raises(TimeoutError):
+        await memory.get("one too many")
     joined = asyncio.ensure_future(memory.get("2"))
     asked.may.set()
     assert await asyncio.gather(*waiting, joined) == [f"answer for {n}" for n in (0, 1, 2, 2)]
@@ -91,18 +95,66 @@ async def test_asked_again_when_it_is_too_old(memory, asked, monkeypatch, key, k
     assert asked.keys == [key, key]
 
 
-@pytest.mark.parametrize("error", [OSError("no answer"), UnicodeError("no codec takes it")])
-async def test_failure_is_no_answer(memory, asked, error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_NONAME, "not known"),
+        socket.gaierror(socket.EAI_NODATA, "no address"),
+        UnicodeError("no codec takes it"),
+    ],
+    ids=repr,
+)
+async def test_no_such_name(memory, asked, error):
     asked.error = error
     assert await memory.get("one") == ""
     assert await memory.get("one") == ""
     assert asked.keys == ["one"]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_AGAIN, "temporary failure"),
+        socket.gaierror(socket.EAI_FAIL, "permanent failure"),
+        OSError(24, "Too many open files"),
+        OSError("can't start new thread"),
+    ],
+    ids=repr,
+)
+async def test_no_answer(memory, asked, monkeypatch, error):
+    """Which is not that there is no such name, and is remembered for as long."""
+    asked.error = error
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await memory.get("one")
+    assert asked.keys == ["one"]
+    monkeypatch.setattr(hosts, "KEEP_NOTHING", 0.0)
+    with pytest.raises(TimeoutError):
+        await memory.get("another")
+    asked.error = None
+    assert await memory.get("another") == "answer for another"
+
+
 async def test_no_answer_in_time(memory, asked, monkeypatch):
     monkeypatch.setattr(hosts, "DEADLINE", 0.05)
     asked.may.clear()
-    assert await memory.get("one") == ""
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await memory.get("one")
+    assert asked.keys == ["one"]
+
+
+async def test_no_answer_that_nobody_waits_for_is_no_error(memory, asked, until, caplog):
+    asked.may.clear()
+    asked.error = OSError("no answer")
+    waiting = asyncio.ensure_future(memory.get("one"))
+    await until(lambda: asked.keys, "it is asked")
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    asked.may.set()
+    await until(lambda: not memory._asking, "nobody answers")
+    gc.collect()  # an error that nobody took is told by the garbage collector
+    assert not caplog.records
 
 
 async def test_mistake_in_asking_leaves_nothing_behind(memory, asked):

@@ -11,6 +11,7 @@ import socket
 
 import pytest
 
+from fastsocks import hosts
 from fastsocks import ident as idents
 from fastsocks import server as servers
 from fastsocks.ident import Ident
@@ -249,6 +250,40 @@ async def test_resolver_that_hangs(serve, dial, come, names, say, echo, rule):
         four = await come(server)
         await four.send(say.socks4("127.0.0.1", echo.port, b"alice"))
         assert await four.to_end() == REJECTED
+
+
+@pytest.mark.parametrize("patience", [0.05, 30], ids=["shorter", "longer"])
+async def test_later_range_never_decides_while_names_get_no_answer(
+    serve, come, names, say, until, monkeypatch, caplog, patience
+):
+    """Whether ident or the look-up gives up first, and whoever comes after that."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(hosts, "DEADLINE", 0.2)
+    names.hang("hanging.test")
+    async with serve(ident=["hanging.test=alice", "."], ident_timeout=patience) as server:
+        for _ in range(2):
+            client = await come(server)
+            await client.send(say.no_login)
+            assert await client.to_end() == SOCKS5_REFUSED
+            await until(lambda: not server._ident._hosts._addresses._asking, "the look-up ends")
+    assert names.asked == ["hanging.test"]
+    assert "could not be looked up in time" in caplog.text
+    assert "in no range" not in caplog.text
+
+
+async def test_name_that_does_not_exist_contains_nobody(serve, come, names, say, echo, caplog):
+    """So that a later range decides; but not while its name server fails."""
+    caplog.set_level("INFO")
+    names.answers["nobody.test"] = socket.gaierror(socket.EAI_NONAME, "not known")
+    names.answers["failing.test"] = socket.gaierror(socket.EAI_AGAIN, "temporary failure")
+    async with serve(ident=["nobody.test=alice", "127.0.0.5", "."]) as server:
+        client = await come(server)
+        assert (await client.connect("127.0.0.1", echo.port))[1] == 0
+    async with serve(ident=["failing.test=alice", "."]) as server:
+        client = await come(server)
+        await client.send(say.no_login)
+        assert await client.to_end() == SOCKS5_REFUSED
+    assert "could not be looked up in time" in caplog.text
 
 
 async def test_clients_that_wait_for_a_resolver_and_leave(serve, come, names, say, until, books):

@@ -121,6 +121,29 @@ async def test_hostile_names():
     assert not await parse(".example.com").contains("192.0.2.1", Hosts(fails, fails))
 
 
+class Silent(Dns):
+    """Nobody answers for names under .dead."""
+
+    async def forward(self, name):
+        if name.endswith(".dead"):
+            raise TimeoutError
+        return await super().forward(name)
+
+
+@pytest.mark.parametrize(
+    "text", ["a.dead", "a.dead:b.example.com", "b.example.com;192.0.2.1:b.dead", ".dead"]
+)
+async def test_names_without_an_answer(text):
+    """Neither contain an address nor do not; unless another name of the range does."""
+    dns = Silent()
+    dns.names["192.0.2.7"] = "a.dead"
+    hosts = Hosts(dns.reverse, dns.forward)
+    with pytest.raises(TimeoutError):
+        await parse(text).contains("192.0.2.7", hosts)
+    for both in (f"{text};host.example.com", f"host.example.com;{text}"):
+        assert await parse(both).contains("192.0.2.7", hosts)
+
+
 async def test_the_system_is_asked_by_default():
     assert await parse("localhost").contains("127.0.0.1", Hosts())
 
