@@ -1,6 +1,7 @@
 """Which name a client's address has, and which addresses a host's name: for rules
 that speak of names. Asked once for many connections, and never for longer than a
-session can wait.
+session can wait. Clients have their turns (crew.py), so that one whose addresses belong
+to a name server that hangs waits alone; and they take nothing from the names in rules.
 
 Whoever has an address decides what name it maps to, so a name counts only if it
 maps back to the address. That there is no such name is an answer; a name server that
@@ -11,66 +12,88 @@ must not know what the answers are good for.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import concurrent.futures
 import socket
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
+
+from fastsocks.clients import network_of
+from fastsocks.crew import Crew
 
 DEADLINE = 3.0  # seconds for one question; a client is waiting
 KEEP = 60.0  # seconds that an answer is good for
 KEEP_NOTHING = 10.0  # and that there is no such name, or that nobody answered
 LIMIT = 1024  # answers kept: the client chooses how many addresses ask
 ASKING_LIMIT = 256  # questions under way; more are not worth waiting for
-THREADS = 8
+# A question that hangs keeps a thread longer than DEADLINE. The limits hold for what
+# clients ask, and once more for what rules do.
+THREADS_MAX = 64
+THREAD_IDLE = 10.0
 
 # What the C library says of a name that does not exist, and of one without an address.
 # EAI_FAIL is none of them: a name server that is broken or refuses says it as well.
 NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
-Reverse = Callable[[str], Awaitable[str | None]]
-Forward = Callable[[str], Awaitable[list[str]]]
+Reverse = Callable[[str], str | None]
+Forward = Callable[[str], list[str]]
 
 V = TypeVar("V")
 R = TypeVar("R")
 
 
+class Crowded(OSError):
+    """No place for one more question."""
+
+
 class Hosts:
     """``reverse`` gives the name of an address or None, ``forward`` the addresses of
-    a name; both may raise OSError. By default the system is asked.
+    a name; both may block, and raise OSError. By default the system is asked.
 
     Both questions raise TimeoutError if nobody answers in time, or at all."""
 
     def __init__(self, reverse: Reverse | None = None, forward: Forward | None = None) -> None:
-        threads = Threads(THREADS)
-        self._reverse = reverse or (lambda address: threads.run(system_reverse, address))
-        self._forward = forward or (lambda name: threads.run(system_forward, name))
-        self._names: Memory[str] = Memory(self._confirmed_name, "")
-        self._addresses: Memory[frozenset[str]] = Memory(self._all_addresses, frozenset())
+        self._reverse = reverse or system_reverse
+        self._forward = forward or system_forward
+        # Two, as turns alone do not keep a place free where clients are many.
+        self._for_clients, self._for_rules = (
+            Crew("fastsocks-hosts", ASKING_LIMIT, THREADS_MAX, THREAD_IDLE) for _ in range(2)
+        )
+        self._names: Memory[str] = Memory(self._name_of, "")
+        self._addresses: Memory[frozenset[str]] = Memory(self._addresses_of, frozenset())
 
     async def name_of(self, address: str) -> str | None:
         """In lower case, without a last dot; None if there is none that maps back."""
         return await self._names.get(address) or None
 
     async def addresses_of(self, name: str) -> frozenset[str]:
-        """Without scopes. Empty if there are none."""
+        """Of a name in a rule, without scopes. Empty if there are none."""
         return await self._addresses.get(name)
 
     def close(self) -> None:
         self._names.close()
         self._addresses.close()
+        self._for_clients.close()
+        self._for_rules.close()
 
-    async def _confirmed_name(self, address: str) -> str:
+    async def _name_of(self, address: str) -> str:
         plain = address.partition("%")[0]
-        name = await self._reverse(plain)
-        if name is None or plain not in await self._all_addresses(name):
+        return await ask(self._for_clients, network_of(plain), self._confirmed_name, plain)
+
+    async def _addresses_of(self, name: str) -> frozenset[str]:
+        # Each name has turns of its own: one that hangs keeps no other waiting.
+        return await ask(self._for_rules, name, self._all_addresses, name)
+
+    # -- on a thread ---------------------------------------------------------
+
+    def _confirmed_name(self, address: str) -> str:
+        name = self._reverse(address)
+        if name is None or address not in self._all_addresses(name):
             return ""
         return name.lower().removesuffix(".")
 
-    async def _all_addresses(self, name: str) -> frozenset[str]:
-        found = await self._forward(name)
-        return frozenset(address.partition("%")[0] for address in found)
+    def _all_addresses(self, name: str) -> frozenset[str]:
+        return frozenset(address.partition("%")[0] for address in self._forward(name))
 
 
 class Memory(Generic[V]):
@@ -85,13 +108,11 @@ class Memory(Generic[V]):
         self._asking: dict[str, asyncio.Task[V | None]] = {}
 
     async def get(self, key: str) -> V:
-        """Raises TimeoutError if nobody answers, or too many questions are under way."""
+        """Raises TimeoutError if nobody answers."""
         until, answer = self._known.get(key, (0.0, None))
         if time.monotonic() >= until:
             task = self._asking.get(key)
             if task is None:
-                if len(self._asking) >= ASKING_LIMIT:
-                    raise TimeoutError
                 task = self._asking[key] = asyncio.get_running_loop().create_task(self._learn(key))
             answer = await asyncio.shield(task)
         if answer is None:
@@ -109,6 +130,8 @@ class Memory(Generic[V]):
         try:
             async with asyncio.timeout(DEADLINE):
                 answer = await self._ask(key)
+        except Crowded:  # which says nothing of the name, and may be over at once
+            return None
         except ValueError:  # a name that no codec takes
             answer = self._nothing
         except OSError as error:
@@ -123,42 +146,22 @@ class Memory(Generic[V]):
         return answer
 
 
-class Threads:
-    """Blocking calls on daemon threads, ``limit`` at a time. A call that hangs keeps
-    its place, but neither its caller nor the program from ending."""
+async def ask(crew: Crew, client: str, question: Callable[[str], R], key: str) -> R:
+    """The answer to a question that blocks, asked in the name of ``client``. Raises
+    Crowded if that has no place for it."""
+    answer: concurrent.futures.Future[R] = concurrent.futures.Future()
 
-    def __init__(self, limit: int) -> None:
-        self._free = asyncio.Semaphore(limit)
-
-    async def run(self, function: Callable[[str], R], argument: str) -> R:
-        await self._free.acquire()
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[R] = loop.create_future()
-
-        def finish(result: R | None, error: Exception | None) -> None:
-            self._free.release()
-            if done.done():  # whoever asked has given up
-                return
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result)  # type: ignore[arg-type]
-
-        def work() -> None:
-            result, failure = None, None
-            try:
-                result = function(argument)
-            except Exception as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(finish, result, failure)
-
+    def work() -> None:
+        if not answer.set_running_or_notify_cancel():  # whoever asked has given up
+            return
         try:
-            threading.Thread(target=work, name="fastsocks-hosts", daemon=True).start()
-        except RuntimeError as error:  # the system has none left
-            self._free.release()
-            raise OSError(str(error)) from None
-        return await done
+            answer.set_result(question(key))
+        except Exception as error:
+            answer.set_exception(error)
+
+    if not crew.put(client, work):
+        raise Crowded
+    return await asyncio.wrap_future(answer)
 
 
 def system_reverse(address: str) -> str | None:

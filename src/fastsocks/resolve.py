@@ -2,21 +2,21 @@
 
 Neither asyncio's executor (6 threads on 2 cores, shared with the embedding
 program) nor uvloop's getaddrinfo (4 threads for the whole process) will do: a few
-dead names would stall every session. The threads are daemons, so that a resolver
-that hangs cannot keep the program from ending.
+dead names would stall every session.
 
     resolve(name) -- remembered --> addresses, or why there are none
                   \\- being asked for already -> waits for that lookup (single flight)
                    \\- else -> queue -> thread -> remembered -> all who wait
 
-Clients have their turns (turns.py), so that one who asks for dead names by the
-hundred waits alone. Whether an address may be reached is not this file's business.
+Clients have their turns at the threads (crew.py), so that one who asks for dead names by
+the hundred waits alone. Whether an address may be reached is not this file's business.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -25,9 +25,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fastsocks.clients import network_of
+from fastsocks.crew import Crew
 from fastsocks.errors import DialError, Reply
 from fastsocks.literals import family_of
-from fastsocks.turns import Turns
 
 # A name that hangs keeps a thread for as long as the C library has patience (10 s and
 # more), whoever has given up; others need threads meanwhile. Idle ones end. One client
@@ -70,9 +70,7 @@ class Resolver:
         self._prefer = prefer
         self._cache = Cache(CACHE_SIZE)
         self._lookups: dict[str, Lookup] = {}
-        self._turns: Turns[Lookup] = Turns(QUEUE_LIMIT, THREADS_MAX)
-        self._lock = threading.Lock()
-        self._threads = 0
+        self._crew = Crew("fastsocks-dns", QUEUE_LIMIT, THREADS_MAX, THREAD_IDLE)
 
     def remembered(self, name: str) -> tuple[str, ...] | None:
         """The addresses, if they are known already. Raises DialError if it is known
@@ -112,35 +110,19 @@ class Resolver:
         return answer
 
     def close(self) -> None:
-        self._turns.close()
-
-    # -- on the loop's thread ------------------------------------------------
+        self._crew.close()
 
     def _ask(self, name: str, client: str) -> Lookup:
         lookup = self._lookups.get(name) or Lookup(name, self._on_found)
         # Who joins a lookup that is waiting for its turn does not wait for another
         # client's: it stands in both rows, and the first turn that comes serves all.
         if not lookup.begun and client not in lookup.clients:
-            self._queue(lookup, client)
+            run = functools.partial(lookup.run, FAMILIES[self._prefer])
+            if not self._crew.put(client, run):
+                raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
             lookup.clients.add(client)
             self._lookups[name] = lookup
         return lookup
-
-    def _queue(self, lookup: Lookup, client: str) -> None:
-        with self._lock:
-            if not self._turns.put(client, lookup):
-                raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
-            short = self._turns.unfinished > self._threads < THREADS_MAX
-            self._threads += short
-        if short:
-            self._start_thread()
-
-    def _start_thread(self) -> None:
-        try:
-            threading.Thread(target=self._work, name="fastsocks-dns", daemon=True).start()
-        except RuntimeError:  # the system has none left: those that there are have to do
-            with self._lock:
-                self._threads -= 1
 
     def _forget(self, lookup: Lookup) -> None:
         if self._lookups.get(lookup.name) is lookup:
@@ -173,21 +155,6 @@ class Resolver:
                 }[self._prefer]
             )
         return tuple(sorted(four + six, key=hosts.index))
-
-    # -- on a thread of its own ----------------------------------------------
-
-    def _work(self) -> None:
-        while True:
-            turn = self._turns.take(THREAD_IDLE)
-            if turn is None:
-                with self._lock:
-                    if self._turns.closed or self._turns.unfinished < self._threads:
-                        self._threads -= 1
-                        return
-                continue
-            client, lookup = turn
-            lookup.run(FAMILIES[self._prefer])
-            self._turns.done(client)
 
 
 class Lookup:

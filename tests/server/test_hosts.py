@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from fastsocks import hosts
-from fastsocks.hosts import Hosts, Memory, Threads
+from fastsocks.hosts import THREADS_MAX, Crowded, Hosts, Memory
 
 
 class Asked:
@@ -62,17 +62,12 @@ async def test_those_who_ask_at_once_wait_for_one_answer(memory, asked):
     assert asked.keys == ["one"]
 
 
-async def test_questions_under_way_are_bounded(memory, asked, monkeypatch, until):
-    """One too many gets no answer, at once, and that is not remembered."""
-    monkeypatch.setattr(hosts, "ASKING_LIMIT", 3)
-    asked.may.clear()
-    waiting = [asyncio.ensure_future(memory.get(str(number))) for number in range(3)]
-    await until(lambda: len(asked.keys) == 3, "all three are asked")
+async def test_one_too_many_is_not_remembered(memory, asked):
+    """It gets no answer, at once, which says nothing of the name."""
+    asked.error = Crowded()
     with pytest.raises(TimeoutError):
         await memory.get("one too many")
-    joined = asyncio.ensure_future(memory.get("2"))
-    asked.may.set()
-    assert await asyncio.gather(*waiting, joined) == [f"answer for {n}" for n in (0, 1, 2, 2)]
+    asked.error = None
     assert await memory.get("one too many") == "answer for one too many"
 
 
@@ -165,37 +160,6 @@ async def test_mistake_in_asking_leaves_nothing_behind(memory, asked):
     assert await memory.get("one") == "answer for one"
 
 
-async def test_call_that_hangs_keeps_one_place_only(until):
-    """Nor does it keep whoever asked, who may give up."""
-    threads, go = Threads(2), threading.Event()
-    hanging = asyncio.ensure_future(threads.run(lambda key: go.wait(30), "hangs"))
-    await asyncio.sleep(0)
-    assert await threads.run(str.upper, "one") == "ONE"
-    hanging.cancel()
-    await asyncio.wait((hanging,))
-    second = asyncio.ensure_future(threads.run(str.upper, "two"))
-    assert await second == "TWO"
-    go.set()
-    # With both places free, two calls can be under way at the same time.
-    both = threading.Barrier(2, timeout=10)
-    await asyncio.gather(*(threads.run(lambda key: both.wait(), "x") for _ in range(2)))
-
-
-async def test_no_thread_is_to_be_had(monkeypatch):
-    """No answer, and the place is not lost."""
-    threads = Threads(1)
-
-    def start(self):
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        with pytest.raises(OSError, match="new thread"):
-            await threads.run(str.upper, "one")
-    async with asyncio.timeout(5):
-        assert await threads.run(str.upper, "one") == "ONE"
-
-
 @pytest.mark.parametrize(
     ("name", "addresses", "expected"),
     [
@@ -206,12 +170,124 @@ async def test_no_thread_is_to_be_had(monkeypatch):
     ],
 )
 async def test_name_counts_if_it_maps_back(name, addresses, expected):
-    async def reverse(address):
-        return name
-
-    async def forward(host):
-        return addresses
-
-    book = Hosts(reverse, forward)
+    book = Hosts(lambda address: name, lambda host: addresses)
     assert await book.name_of("192.0.2.1") == expected
     book.close()
+
+
+# -- name servers that hang --------------------------------------------------
+
+
+class Slow:
+    """Hosts whose name servers do not answer for ``dead`` addresses and names before
+    ``go``; then, as for all others, the name is the address with .test behind it."""
+
+    def __init__(self, monkeypatch) -> None:
+        monkeypatch.setattr(hosts, "DEADLINE", 20.0)
+        self.go = threading.Event()
+        self.dead: set[str] = set()
+        self.asked: list[str] = []
+        self.hosts = Hosts(self._reverse, self._forward)
+
+    def begin(self, *dead: str) -> list[asyncio.Future]:
+        """Questions about those that hang."""
+        self.dead.update(dead)
+        of = (
+            self.hosts.addresses_of(one) if one.endswith(".test") else self.hosts.name_of(one)
+            for one in dead
+        )
+        return [asyncio.ensure_future(one) for one in of]
+
+    def _reverse(self, address):
+        self._wait(address)
+        return f"{address}.test"
+
+    def _forward(self, name):
+        self._wait(name)
+        return [name.removesuffix(".test")]
+
+    def _wait(self, key):
+        self.asked.append(key)
+        if key in self.dead:
+            self.go.wait(30)
+
+
+@pytest.fixture
+async def slow(monkeypatch, until):
+    made = Slow(monkeypatch)
+    yield made
+    made.hosts.close()
+    made.go.set()
+    await until(
+        lambda: not any(thread.name == "fastsocks-hosts" for thread in threading.enumerate()),
+        "all threads end",
+    )
+
+
+@pytest.mark.parametrize("what", ["{}", "{}.test"], ids=["addresses", "names"])
+async def test_one_client_that_has_it_hang_waits_alone(slow, until, what):
+    """However many addresses of its network ask, and whichever name server hangs."""
+    addresses = [f"2001:db8::{number:x}" for number in range(2 * hosts.ASKING_LIMIT)]
+    slow.dead.update(map(what.format, addresses))
+    waiting = [asyncio.ensure_future(slow.hosts.name_of(one)) for one in addresses]
+    await until(
+        lambda: len(slow.dead & set(slow.asked)) == THREADS_MAX // 2, "its share is asked for"
+    )
+    async with asyncio.timeout(5):
+        assert await slow.hosts.name_of("192.0.2.1") == "192.0.2.1.test"
+        assert await slow.hosts.addresses_of("192.0.2.2.test") == {"192.0.2.2"}
+    refused = [one for one in waiting if one.done()]
+    assert len(refused) >= len(addresses) // 2
+    assert {type(one.exception()) for one in refused} == {TimeoutError}
+
+
+async def test_a_few_that_hang_are_nobodys_trouble(slow, until):
+    dead = [f"192.0.2.{number}" for number in range(48)]
+    waiting = slow.begin(*dead)
+    await until(lambda: set(dead) <= set(slow.asked), "all of them are being asked for")
+    async with asyncio.timeout(5):
+        assert await slow.hosts.name_of("198.51.100.1") == "198.51.100.1.test"
+    slow.go.set()
+    assert await asyncio.gather(*waiting) == [f"{one}.test" for one in dead]
+
+
+async def test_many_clients_take_nothing_from_the_names_in_rules(slow, until):
+    """Though they have taken all threads that clients can have."""
+    dead = [f"192.0.2.{number}" for number in range(THREADS_MAX + 1)]
+    slow.begin(*dead)
+    await until(lambda: len(slow.asked) == THREADS_MAX, "all threads are busy")
+    async with asyncio.timeout(5):
+        assert await slow.hosts.addresses_of("198.51.100.1.test") == {"198.51.100.1"}
+
+
+async def test_names_in_rules_that_hang_take_nothing_from_each_other(slow, until):
+    dead = [f"192.0.2.{number}.test" for number in range(48)]
+    slow.begin(*dead)
+    await until(lambda: set(dead) <= set(slow.asked), "all of them are being asked for")
+    async with asyncio.timeout(5):
+        assert await slow.hosts.addresses_of("198.51.100.1.test") == {"198.51.100.1"}
+
+
+async def test_question_that_was_given_up_is_not_asked(slow, monkeypatch, until):
+    dead = [f"2001:db8::{number:x}" for number in range(THREADS_MAX // 2)]
+    slow.begin(*dead)
+    await until(lambda: set(dead) <= set(slow.asked), "its share is asked for")
+    monkeypatch.setattr(hosts, "DEADLINE", 0.05)
+    with pytest.raises(TimeoutError):
+        await slow.hosts.name_of("2001:db8::ffff")
+    slow.go.set()
+    monkeypatch.setattr(hosts, "DEADLINE", 20.0)
+    assert await slow.hosts.name_of("2001:db8::fffe") == "2001:db8::fffe.test"
+    assert "2001:db8::ffff" not in slow.asked
+
+
+async def test_no_thread_is_to_be_had(slow, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        patch.setattr(hosts, "DEADLINE", 0.05)
+        with pytest.raises(TimeoutError):
+            await slow.hosts.name_of("192.0.2.1")
+    assert await slow.hosts.name_of("192.0.2.2") == "192.0.2.2.test"

@@ -1,0 +1,67 @@
+"""Threads for calls that block, at which clients have their turns (turns.py): one whose
+calls hang waits alone.
+
+A call that hangs keeps its thread, whoever has given up; others need threads meanwhile,
+so there may be many. They start when they are needed and end when they are idle. They
+are daemons, so that no call can keep the program from ending. It must not know what is
+called, nor who waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from fastsocks.turns import Turns
+
+Job = Callable[[], None]
+
+
+class Crew:
+    """``places`` is how many jobs there may be at once, waiting or at work, ``workers``
+    how many threads, each called ``name``; one that has been idle for ``idle`` seconds
+    ends."""
+
+    def __init__(self, name: str, places: int, workers: int, idle: float) -> None:
+        self._name = name
+        self._workers = workers
+        self._idle = idle
+        self._turns: Turns[Job] = Turns(places, workers)
+        self._lock = threading.Lock()
+        self._threads = 0
+
+    def put(self, client: str, job: Job) -> bool:
+        """Whether there was a place for one more of this client's. A job may raise
+        nothing, and is dropped if it has not begun at ``close()``."""
+        with self._lock:
+            if not self._turns.put(client, job):
+                return False
+            short = self._turns.unfinished > self._threads < self._workers
+            self._threads += short
+        if short:
+            self._start_thread()
+        return True
+
+    def close(self) -> None:
+        self._turns.close()
+
+    def _start_thread(self) -> None:
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the system has none left: those that there are have to do
+            with self._lock:
+                self._threads -= 1
+
+    def _work(self) -> None:
+        while True:
+            turn = self._turns.take(self._idle)
+            if turn is None:
+                with self._lock:
+                    if self._turns.closed or self._turns.unfinished < self._threads:
+                        self._threads -= 1
+                        return
+                continue
+            client, job = turn
+            job()
+            del turn, job  # or an idle thread keeps alive all that it has worked on
+            self._turns.done(client)
