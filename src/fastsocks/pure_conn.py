@@ -216,8 +216,12 @@ def os_error(number: int) -> OSError:
 
 
 def endpoint_of(address: Any) -> tuple[str, int]:
-    """(host, port) of a socket address; a Unix socket has neither."""
+    """(host, port) of a socket address, with the scope that a link-local one needs; a
+    Unix socket has neither."""
     if not isinstance(address, tuple):
         return "", 0
     host, port = address[:2]
-    return host.removeprefix("::ffff:") if "." in host else host, port
+    if "." in host:
+        return host.removeprefix("::ffff:"), port
+    scope = address[3] if len(address) == 4 else 0
+    return f"{host}%{scope}" if scope else host, port

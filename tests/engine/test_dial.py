@@ -358,6 +358,18 @@ async def test_ipv6(make_engine):
     remote.close()
 
 
+async def test_the_scope_is_part_of_an_address(make_engine):
+    """As a number. ::1 needs none, but the kernel lets it have one."""
+    rig = make_engine()
+    _client, conn = rig.connected()
+    port = rig.listener("::1").getsockname()[1]
+    remote = await rig.engine.dial(conn, ("::1%1", port), None, 10)
+    assert remote.peer == ("::1%1", port)
+    assert remote.sockname[0] == "::1"
+    remote.close()
+    conn.close()
+
+
 async def test_a_scope_that_does_not_exist_is_an_oserror(make_engine):
     rig = make_engine()
     _client, conn = rig.connected()
