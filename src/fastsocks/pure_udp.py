@@ -75,7 +75,7 @@ class Association:
         on_ask: contract.OnAsk,
     ) -> None:
         self._engine = engine
-        self._host = client.peer[0]
+        self._host = client.peer[0].partition("%")[0]  # as datagrams tell it
         self._port = 0  # the client's, once it is known
         self._address: Any = None  # both, as the socket wants them
         self._on_ask = on_ask
