@@ -11,6 +11,7 @@ import select
 import signal
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,15 @@ import pytest
 
 PATIENCE = 30.0
 SECRET = b"correct horse"
+
+# Makes its standard input the terminal of the program that it becomes, as a login does; and
+# a shell starts what it puts in the background with interrupts ignored.
+AT_A_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture
@@ -223,12 +233,12 @@ def test_tells_of_lines_that_the_server_will_refuse(passwd, file):
 def test_asks_at_a_terminal_and_shows_nothing(
     command, environment, file, typed, status, told, wait_until, is_asleep
 ):
-    pid, terminal = pty.fork()
-    if not pid:
-        # A shell starts what it puts in the background with interrupts ignored.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        words = command("passwd", str(file), "alice")
-        os.execvpe(words[0], words, environment())
+    terminal, its = pty.openpty()
+    words = [sys.executable, "-c", AT_A_TERMINAL, *command("passwd", str(file), "alice")]
+    process = subprocess.Popen(
+        words, stdin=its, stdout=its, stderr=its, env=environment(), start_new_session=True
+    )
+    os.close(its)
     shown, answers = b"", list(typed)
     deadline = time.monotonic() + PATIENCE
     with contextlib.suppress(OSError):  # EIO: the other end is closed
@@ -240,11 +250,10 @@ def test_asks_at_a_terminal_and_shows_nothing(
             if len(typed) - len(answers) < asked and answers:
                 answer = answers.pop(0)
                 # An interrupt between prompt and read would be noticed after the read only.
-                wait_until(lambda: is_asleep(pid), "it waits for an answer")
+                wait_until(lambda: is_asleep(process.pid), "it waits for an answer")
                 os.write(terminal, answer if answer in (b"\x03", b"\x04") else answer + b"\n")
     os.close(terminal)
-    _, ended = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(ended) == status, shown
+    assert process.wait(PATIENCE) == status, shown
     assert told in shown
     assert b"Traceback" not in shown
     assert SECRET not in shown
