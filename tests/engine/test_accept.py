@@ -146,6 +146,8 @@ async def test_a_listener_that_comes_while_all_sessions_are_taken(make_engine):
     listening(rig)
     first.close()
     await rig.until(lambda: introduced, "the one that waited is served")
+    assert await introduced[0].recv() == b"x"
+    assert introduced[0].peer == waiting.sock.getsockname()
     introduced[0].close()
     await rig.at_rest()
 
