@@ -309,7 +309,7 @@ cdef class Conn:
         return 0
 
     cdef uint64_t tag(self):
-        return (<uint64_t>self.generation << 32) | self.index
+        return (<uint64_t>self.generation << 32) | FRONT | self.index
 
     cdef bytes read(self):
         """None where it would block."""
@@ -514,7 +514,7 @@ cdef class Engine:
     cdef list free_indices
     cdef Arena arena
     cdef Datagrams datagrams    # UDP associations, served by the same relays
-    cdef Relay *relays
+    cdef Relay *relays          # first the one without a thread
     cdef int relay_count
     cdef bint threaded
     cdef bint keepalive         # where nothing else ends a session with a dead peer
@@ -540,7 +540,7 @@ cdef class Engine:
         self.buffer = <char *>malloc(FIRST_READ)
         self.threaded = settings.relay_threads > 0
         self.keepalive = settings.needs_keepalive
-        self.relays = <Relay *>calloc(max(1, settings.relay_threads), sizeof(Relay))
+        self.relays = <Relay *>calloc(1 + settings.relay_threads, sizeof(Relay))
         if self.buffer == NULL or self.relays == NULL:
             raise MemoryError
         self.epfd = epoll_create1(EPOLL_CLOEXEC)
@@ -550,7 +550,7 @@ cdef class Engine:
         if watch(self.epfd, EPOLL_CTL_ADD, self.ended_fd, EPOLLIN | EPOLLET, TAG_ENDED) < 0:
             self.fail_to_start(errno)
         self.effective_pipe = pipe_probe(settings.pipe_size)
-        for i in range(max(1, settings.relay_threads)):
+        for i in range(1 + settings.relay_threads):
             self.start_relay(&self.relays[i])
         self.loop.add_reader(self.epfd, self.run_once)
 
@@ -747,6 +747,8 @@ cdef class Engine:
         """Called by the loop when the front's epoll has something."""
         cdef epoll_event events[MAX_EVENTS]
         cdef int count = epoll_wait(self.epfd, events, MAX_EVENTS, 0)
+        if count < 0:
+            return  # EINTR, after a stop of this process: nothing has been looked at
         self.resuming = True
         try:
             self.take_turn(events, count)
@@ -756,8 +758,14 @@ cdef class Engine:
     cdef take_turn(self, epoll_event *events, int count):
         cdef int i
         cdef uint64_t data
+        try:
+            self.relay_inline(events, count)
+        except Exception as error:
+            self.report(error)
         for i in range(count):
             data = events[i].data.u64
+            if data & ASSOCIATION or not data & FRONT:
+                continue
             try:
                 if data == TAG_ENDED:
                     try:
@@ -765,8 +773,6 @@ cdef class Engine:
                     finally:
                         # With one left, no further one would make itself known.
                         self.datagrams.put_questions(self.report)
-                elif data == TAG_TIMER:
-                    pass
                 elif data >> 32 == 0 and data >= TAG_LISTENER:
                     self.accept(<uint32_t>(data - TAG_LISTENER))
                 else:
@@ -796,7 +802,7 @@ cdef class Engine:
             self.resuming = self.epfd >= 0
 
     cdef on_conn_event(self, uint64_t data, uint32_t events):
-        cdef uint32_t index = <uint32_t>data
+        cdef uint32_t index = <uint32_t>data & ~<uint32_t>FRONT
         cdef Conn conn  # a reference of its own: the table's may go during the event
         if index < self.table_size and self.table[index] != NULL:
             if self.generations[index] == <uint32_t>(data >> 32):
@@ -910,8 +916,8 @@ cdef class Engine:
 
     def relay(self, Conn client not None, Conn remote not None, flow, bytes early not None):
         cdef Pair *pair
-        cdef uint32_t events = WATCH_IN
-        cdef int failed
+        cdef Conn conn
+        cdef int which
         if client.fd < 0 or remote.fd < 0 or client is remote:
             raise OSError(EBADF, "relay takes two open connections of this engine")
         pair = self.new_pair()
@@ -919,8 +925,11 @@ cdef class Engine:
             self.sessions += 1
         client.counted = False
         self.relayed += 1
-        pair.end[0].fd = client.leave()
-        pair.end[1].fd = remote.leave()
+        for which, conn in enumerate((client, remote)):
+            if pair.relay.inline_ and conn.registered:
+                conn.registered = False  # as it goes on in the same epoll
+                pair.end[which].known = 1
+            pair.end[which].fd = conn.leave()
         client.stage = remote.stage = GONE
         pair.end[0].urgent = client.urgent
         pair.end[1].urgent = remote.urgent
@@ -931,26 +940,55 @@ cdef class Engine:
         pair.flow = <void *>flow
         if self.send_early(pair, early):
             pair.end[1].out_armed = 1
-            events |= EPOLLOUT
         handle = (<uint64_t>pair.generation << 32) | pair.index
-        if pair.relay.idle_ms:
+        self.join(pair)
+        return handle
+
+    cdef join(self, Pair *pair):
+        """Gives a pair to its relay."""
+        cdef int failed = 0
+        cdef int which
+        if pair.relay.inline_:
+            pair_set_timer(pair.relay, pair)
+        elif pair_limit(pair.relay, pair):
             # Before it can end, see relay_welcome(); without a wake-up, which would
             # cost every session more than its timer is worth.
             push_list(&pair.relay.newcomers, pair, <void **>&pair.next)
             if self.nudge_timer.next == NULL:
                 timer_set(&self.wheel, &self.nudge_timer,
-                          pair.active_ms + min(pair.relay.idle_ms, <uint64_t>NUDGE_MS))
+                          monotonic_ms() + min(pair_limit(pair.relay, pair), <uint64_t>NUDGE_MS))
         store_u32(&pair.state, JOINING)
-        failed = watch(pair.relay.epfd, EPOLL_CTL_ADD, pair.end[1].fd, events, pair_data(pair, 1))
-        if failed == 0:
-            failed = watch(pair.relay.epfd, EPOLL_CTL_ADD, pair.end[0].fd, WATCH_IN,
-                           pair_data(pair, 0))
+        for which in range(2):
+            if failed == 0:
+                failed = watch(
+                    pair.relay.epfd, EPOLL_CTL_MOD if pair.end[which].known else EPOLL_CTL_ADD,
+                    pair.end[which].fd, WATCH_IN | (EPOLLOUT if pair.end[which].out_armed else 0),
+                    pair_data(pair, which))
         if not swap_u32_if(&pair.state, JOINING, LIVE):
             store_u32(&pair.state, LIVE)
             self.command(pair.relay, RUN, pair.index, pair.generation)
         if failed < 0:
             self.command(pair.relay, KILL, pair.index, pair.generation)
-        return handle
+
+    cdef move_on(self):
+        """From the porch to relays with threads, of which none knows these pairs yet."""
+        cdef Relay *porch = &self.relays[0]
+        cdef Pair *pair = porch.leaving
+        cdef Pair *after
+        cdef int which
+        porch.leaving = NULL
+        while pair != NULL:
+            after = pair.next
+            timer_clear(&pair.timer)
+            for which in range(2):
+                watch(self.epfd, EPOLL_CTL_DEL, pair.end[which].fd, 0, 0)
+                pair.end[which].known = 0
+            porch.pairs -= 1
+            pair.relay = self.least_busy()
+            pair.relay.pairs += 1
+            pair.leaving = 0
+            self.join(pair)
+            pair = after
 
     # -- datagrams -----------------------------------------------------------
 
@@ -1006,8 +1044,10 @@ cdef class Engine:
         """A cleared slot, given to the relay that has the fewest."""
         cdef Pair *pair = self.arena.free
         cdef Pair *chunk
-        cdef Relay *relay = self.least_busy()
+        cdef Relay *relay = &self.relays[0]
         cdef int i
+        if relay.only_splice:
+            relay = self.least_busy()
         if pair == NULL:
             if self.arena.count == CHUNK * CHUNKS:
                 raise MemoryError
@@ -1030,9 +1070,11 @@ cdef class Engine:
         return pair
 
     cdef Relay *least_busy(self):
-        cdef Relay *relay = &self.relays[0]
+        """Of those with a thread, where there are any."""
+        cdef int first = 1 if self.threaded else 0
+        cdef Relay *relay = &self.relays[first]
         cdef int i
-        for i in range(1, self.relay_count):
+        for i in range(first + 1, self.relay_count):
             if self.relays[i].pairs < relay.pairs:
                 relay = &self.relays[i]
         return relay
@@ -1046,7 +1088,7 @@ cdef class Engine:
         memset(&pair.timer, 0, sizeof(Timer))
         memset(pair.end, 0, sizeof(pair.end))
         memset(pair.dir, 0, sizeof(pair.dir))
-        pair.queued = 0
+        pair.queued = pair.leaving = pair.turns = 0
         pair.next = self.arena.free
         self.arena.free = pair
 
@@ -1081,7 +1123,7 @@ cdef class Engine:
 
     cdef nudge(self):
         cdef int i
-        for i in range(self.relay_count):
+        for i in range(1, self.relay_count):
             eventfd_write(self.relays[i].wake_fd, 1)
 
     cdef drain_ended(self):
@@ -1114,6 +1156,10 @@ cdef class Engine:
         relay.ended = &self.ended
         relay.ended_fd = self.ended_fd
         relay.epfd = relay.wake_fd = relay.wheel.fd = -1
+        if relay == &self.relays[0]:
+            relay.inline_ = True
+            relay.porch = self.threaded
+            relay.epfd = self.epfd
         relay.pipe_size = settings.pipe_size
         relay.max_pipes = settings.max_pipes // max(1, settings.relay_threads)
         if settings.max_pipes and not relay.max_pipes:
@@ -1131,8 +1177,7 @@ cdef class Engine:
         except BaseException:
             self.close()
             raise
-        if not self.threaded:
-            self.loop.add_reader(relay.epfd, self.relay_inline)
+        if relay.inline_:
             return
         failed = pthread_create(&relay.thread, NULL, relay_thread, relay)
         if failed:
@@ -1140,15 +1185,17 @@ cdef class Engine:
         relay.started = True
         pthread_setname_np(relay.thread, b"fastsocks-relay")
 
-    def relay_inline(self):
-        """The relay's turn on the loop's thread, where there is no thread for it."""
+    cdef relay_inline(self, epoll_event *events, int count):
+        """A turn of the relay that has no thread."""
         cdef Relay *relay = &self.relays[0]
-        if self.relay_count == 0:
-            return  # closed since the loop saw it ready
         with nogil:
-            relay_turn(relay, 0)
+            relay_take(relay, events, count)
         if relay.run_first != NULL:
             eventfd_write(relay.wake_fd, 1)
+        if relay.leaving != NULL:
+            self.move_on()
+        if self.ended != NULL:
+            self.drain_ended()
 
     cdef fail_to_start(self, int error):
         self.close()
@@ -1167,10 +1214,6 @@ cdef class Engine:
                 conn = <Conn>self.table[index]
                 conn.drop()
         self.loop.remove_reader(self.epfd)
-        if not self.threaded:
-            for i in range(self.relay_count):
-                if self.relays[i].epfd >= 0:
-                    self.loop.remove_reader(self.relays[i].epfd)
         self.end_relays()
         self.drain_ended()
 

@@ -6,7 +6,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastsocks._linux cimport EPOLLET, EPOLLIN, EPOLLPRI, EPOLLRDHUP, pthread_t
+from fastsocks._linux cimport EPOLLET, EPOLLIN, EPOLLPRI, EPOLLRDHUP, epoll_event, pthread_t
 
 
 cdef struct Timer:
@@ -38,19 +38,15 @@ cdef enum:
     KILLED
 
 
-# What stands in epoll's 64 bits where it is not {generation, index, end}: no index
-# is ever that high.
+# What stands in the low half of epoll's 64 bits where it is not {index, end} of a pair:
+# no index is ever that high.
 cdef enum:
-    TAG_LISTENER = 0x7FFF0000   # plus the listener's number
-    TAG_WAKE = 0x7FFFFFF0
+    TAG_WAKE = 0x3FFFFFF0
     TAG_TIMER
-    TAG_ENDED
-
-
-# Set in the low half where a guest of the relay, an association, is meant: again no
-# index of a pair is that high, and no tag has it.
-cdef enum:
-    ASSOCIATION = 0x80000000
+    FRONT = 0x40000000          # set in whatever is the front's, whose epoll is the porch's
+    TAG_LISTENER = 0x7FFF0000   # plus the listener's number
+    TAG_ENDED = 0x7FFFFFF0
+    ASSOCIATION = 0x80000000    # set where a guest of the relay is meant
 
 
 cdef enum:
@@ -99,6 +95,7 @@ cdef struct End:
     uint8_t pieces      # Unix: a read stops short behind descriptors that are passed
     uint8_t fresh       # an event came and nothing has been read since
     uint8_t out_armed   # EPOLLOUT is asked for
+    uint8_t known       # its relay's epoll has it already, from its time at the front
 
 
 cdef struct Direction:
@@ -119,13 +116,15 @@ cdef struct Pair:
     uint32_t generation  # counts the sessions of this slot; part of the epoll data
     uint32_t state      # PairState
     uint8_t queued      # on the run queue
+    uint8_t leaving     # the porch, at the end of this turn
+    uint8_t turns       # that it has had on the porch
     End end[2]
     Direction dir[2]
     uint64_t active_ms  # when the last octet moved
     int reason          # index into REASONS, once ENDED
     int error
     Relay *relay
-    Pair *next          # on the run queue, then on a list of ended pairs
+    Pair *next          # on the run queue, or a list of pairs that leave or have ended
     void *flow          # a counted reference to Python's record of the session
 
 
@@ -174,6 +173,8 @@ cdef struct Relay:
     uint32_t stopping
     uint32_t pairs      # how many it has; loop thread only
     uint8_t started     # there is a thread to be joined
+    uint8_t inline_     # it has none: its turns are the front's, its epoll as well
+    uint8_t porch       # and what lasts or streams leaves it, for a relay with a thread
     pthread_t thread
     Wheel wheel
     Arena *arena
@@ -185,6 +186,7 @@ cdef struct Relay:
     Pair *batch_last
     Pair *run_first
     Pair *run_last
+    Pair *leaving       # the porch
     char *scratch
     Pipe *pool
     uint32_t pool_made
@@ -216,6 +218,8 @@ cdef Pair *arena_at(Arena *arena, uint32_t index) noexcept nogil
 
 cdef int relay_open(Relay *relay) noexcept nogil
 cdef void *relay_thread(void *argument) noexcept nogil
-cdef void relay_turn(Relay *relay, int timeout_ms) noexcept nogil
+cdef void relay_take(Relay *relay, epoll_event *events, int count) noexcept nogil
+cdef uint64_t pair_limit(Relay *relay, Pair *pair) noexcept nogil
+cdef void pair_set_timer(Relay *relay, Pair *pair) noexcept nogil
 cdef void relay_abandon(Relay *relay) noexcept nogil
 cdef void relay_close(Relay *relay) noexcept nogil

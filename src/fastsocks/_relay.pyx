@@ -38,6 +38,9 @@ cdef enum:
     TURN_OCTETS = 1024 * 1024
     # A direction that has rested for this long starts as copy again.
     REST_MS = 1000
+    # So long, or so many turns, a session may stay on the porch.
+    PORCH_MS = 1000
+    PORCH_TURNS = 16
     PIPE_RETRY_MS = 1000
 
 # == time ====================================================================
@@ -412,6 +415,9 @@ cdef int dir_move(Relay *relay, Pair *pair, int d) noexcept nogil:
             break
         rounds += 1
         if dir.splicing and not source.urgent:
+            if relay.porch:
+                step = MORE
+                break
             step = dir_splice(relay, pair, d)
         else:
             step = dir_copy(relay, pair, d, STREAM_READ if relay.may_splice else SCRATCH)
@@ -434,7 +440,11 @@ cdef Pair *arena_at(Arena *arena, uint32_t index) noexcept nogil:
 
 cdef void pair_set_timer(Relay *relay, Pair *pair) noexcept nogil:
     cdef uint64_t limit = pair_limit(relay, pair)
-    if limit:
+    if relay.porch:
+        # Set once: it only says that the pair has been here long enough.
+        if pair.timer.next == NULL:
+            timer_set(&relay.wheel, &pair.timer, pair.active_ms + PORCH_MS)
+    elif limit:
         timer_set(&relay.wheel, &pair.timer, pair.active_ms + limit)
     else:
         timer_clear(&pair.timer)
@@ -458,6 +468,15 @@ cdef void pair_queue(Relay *relay, Pair *pair) noexcept nogil:
     relay.run_last = pair
 
 
+cdef void pair_leave(Relay *relay, Pair *pair) noexcept nogil:
+    """Off the porch, when all events of this turn have been noted."""
+    if pair.leaving:
+        return
+    pair.leaving = 1
+    pair.next = relay.leaving
+    relay.leaving = pair
+
+
 cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
     cdef int up = dir_move(relay, pair, UP)
     cdef int reason = pair.reason
@@ -469,6 +488,8 @@ cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
         pair_end(relay, pair, pair.reason, -down)
     elif pair.dir[UP].state == DONE and pair.dir[DOWN].state == DONE:
         pair_end(relay, pair, FINISHED, 0)
+    elif relay.porch and (up == MORE or down == MORE or pair.turns == PORCH_TURNS):
+        pair_leave(relay, pair)
     elif up == MORE or down == MORE:
         pair_queue(relay, pair)
     elif pair.end[0].broken:
@@ -566,6 +587,7 @@ cdef void relay_run(Relay *relay) noexcept nogil:
             if relay.now_ms - pair.active_ms > REST_MS:
                 dir_rest(relay, &pair.dir[UP])
                 dir_rest(relay, &pair.dir[DOWN])
+            pair.turns += relay.porch
             pair_step(relay, pair)
         pair = after
 
@@ -583,7 +605,9 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
             return
         pair = <Pair *>timer.owner
         limit = pair_limit(relay, pair)
-        if limit == 0 or pair.active_ms + limit > relay.now_ms:
+        if relay.porch:
+            pair_leave(relay, pair)
+        elif limit == 0 or pair.active_ms + limit > relay.now_ms:
             pair_set_timer(relay, pair)
         elif load_u32(&pair.state) != LIVE or pair_has_news(pair):
             # Not before the loop has joined it; nor for what has not been looked at yet, as
@@ -618,7 +642,7 @@ cdef void relay_publish(Relay *relay) noexcept nogil:
         return
     cdef Pair *last = relay.batch_last
     relay.batch = NULL
-    if push_list(relay.ended, first, <void **>&last.next):
+    if push_list(relay.ended, first, <void **>&last.next) and not relay.inline_:
         eventfd_write(relay.ended_fd, 1)
 
 
@@ -634,18 +658,16 @@ cdef void relay_welcome(Relay *relay) noexcept nogil:
         pair = after
 
 
-cdef void relay_turn(Relay *relay, int timeout_ms) noexcept nogil:
-    cdef epoll_event events[MAX_EVENTS]
+cdef void relay_take(Relay *relay, epoll_event *events, int count) noexcept nogil:
+    """One turn, with what its epoll has told."""
     cdef int i
-    cdef int count = epoll_wait(relay.epfd, events, MAX_EVENTS,
-                                timeout_ms if relay.run_first == NULL else 0)
-    if count < 0:
-        return  # EINTR, after a stop of this process: nothing has been looked at
     relay.now_ms = monotonic_ms()
     relay_welcome(relay)
     for i in range(count):
         if events[i].data.u64 & ASSOCIATION:
             relay.guests.on_event(relay, events[i].data.u64, events[i].events)
+        elif events[i].data.u64 & FRONT:
+            pass
         elif events[i].data.u64 == TAG_WAKE:
             relay_obey(relay)
             relay.guests.on_wake(relay)
@@ -659,19 +681,24 @@ cdef void relay_turn(Relay *relay, int timeout_ms) noexcept nogil:
 
 cdef void *relay_thread(void *argument) noexcept nogil:
     cdef Relay *relay = <Relay *>argument
+    cdef epoll_event events[MAX_EVENTS]
+    cdef int count
     cdef sigset_t every
     # Signals are for Python's thread; SIGPIPE from a splice becomes plain EPIPE.
     sigfillset(&every)
     pthread_sigmask(SIG_SETMASK, &every, NULL)
     while not load_u32(&relay.stopping):
-        relay_turn(relay, -1)
+        count = epoll_wait(relay.epfd, events, MAX_EVENTS, -1 if relay.run_first == NULL else 0)
+        if count >= 0:  # else EINTR, after a stop of this process: nothing has been looked at
+            relay_take(relay, events, count)
     return NULL
 
 
 cdef int relay_open(Relay *relay) noexcept nogil:
     cdef int failed
     relay.scratch = <char *>malloc(SCRATCH)
-    relay.epfd = epoll_create1(EPOLL_CLOEXEC)
+    if not relay.inline_:
+        relay.epfd = epoll_create1(EPOLL_CLOEXEC)
     relay.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
     if relay.scratch == NULL:
         return -ENOMEM
@@ -722,6 +749,6 @@ cdef void relay_close(Relay *relay) noexcept nogil:
         close(relay.wheel.fd)
     if relay.wake_fd >= 0:
         close(relay.wake_fd)
-    if relay.epfd >= 0:
+    if relay.epfd >= 0 and not relay.inline_:
         close(relay.epfd)
     free(relay.scratch)
