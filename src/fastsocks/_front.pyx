@@ -1194,7 +1194,8 @@ cdef class Engine:
             eventfd_write(relay.wake_fd, 1)
         if relay.leaving != NULL:
             self.move_on()
-        if self.ended != NULL:
+        if relay.batch != NULL:
+            relay_publish(relay)
             self.drain_ended()
 
     cdef fail_to_start(self, int error):

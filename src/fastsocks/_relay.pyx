@@ -675,7 +675,8 @@ cdef void relay_take(Relay *relay, epoll_event *events, int count) noexcept nogi
             relay_event(relay, events[i].data.u64, events[i].events)
     relay_run(relay)
     relay_expire(relay)
-    relay_publish(relay)
+    if not relay.inline_:
+        relay_publish(relay)
     relay.guests.on_turn_over(relay)
 
 
