@@ -1164,7 +1164,13 @@ cdef class Engine:
         relay.max_pipes = settings.max_pipes // max(1, settings.relay_threads)
         if settings.max_pipes and not relay.max_pipes:
             relay.max_pipes = 1
-        relay.may_splice = settings.relay != "copy"
+        if self.threaded:
+            # Few are held on the porch; where there are hardly any, it has none.
+            if relay == &self.relays[0]:
+                relay.max_pipes = settings.max_pipes // 8
+            else:
+                relay.max_pipes -= relay.max_pipes // 8
+        relay.may_splice = settings.relay != "copy" and (relay.max_pipes or not relay.porch)
         relay.only_splice = settings.relay == "splice"
         relay.idle_ms = <uint64_t>(settings.idle_timeout * 1000)
         relay.half_ms = <uint64_t>(settings.half_closed_timeout * 1000)

@@ -221,6 +221,7 @@ cdef extern from "<fcntl.h>" nogil:
                    size_t length, unsigned int flags)
 
 cdef extern from "<unistd.h>" nogil:
+    ssize_t read(int fd, void *buffer, size_t length)
     int close(int fd)
     int pipe2(int *ends, int flags)
 

@@ -38,9 +38,10 @@ cdef enum:
     TURN_OCTETS = 1024 * 1024
     # A direction that has rested for this long starts as copy again.
     REST_MS = 1000
-    # So long, or so many turns, a session may stay on the porch.
+    # What a session may have on the porch before it moves on.
     PORCH_MS = 1000
-    PORCH_TURNS = 16
+    PORCH_TURNS = 32
+    PORCH_OCTETS = 1024 * 1024
     PIPE_RETRY_MS = 1000
 
 # == time ====================================================================
@@ -224,6 +225,25 @@ cdef void dir_return_pipe(Relay *relay, Direction *dir) noexcept nogil:
         pipe.next = relay.pool
         relay.pool = pipe
 
+
+cdef int dir_unpipe(Relay *relay, Direction *dir) noexcept nogil:
+    """Takes what is held out of its pipe, which stays with its relay."""
+    cdef size_t taken = 0
+    cdef ssize_t got
+    dir.spill = <char *>malloc(dir.piped)
+    if dir.spill == NULL:
+        return -ENOMEM
+    while taken < dir.piped:
+        got = read(dir.pipe.rfd, dir.spill + taken, dir.piped - taken)
+        if got > 0:
+            taken += got
+        elif got == 0 or errno != EINTR:
+            return -EIO
+    dir.spill_from = 0
+    dir.spill_to = taken
+    dir.piped = 0
+    dir_return_pipe(relay, dir)
+    return 0
 
 # == one direction ===========================================================
 
@@ -415,9 +435,6 @@ cdef int dir_move(Relay *relay, Pair *pair, int d) noexcept nogil:
             break
         rounds += 1
         if dir.splicing and not source.urgent:
-            if relay.porch:
-                step = MORE
-                break
             step = dir_splice(relay, pair, d)
         else:
             step = dir_copy(relay, pair, d, STREAM_READ if relay.may_splice else SCRATCH)
@@ -470,11 +487,26 @@ cdef void pair_queue(Relay *relay, Pair *pair) noexcept nogil:
 
 cdef void pair_leave(Relay *relay, Pair *pair) noexcept nogil:
     """Off the porch, when all events of this turn have been noted."""
+    cdef int d
     if pair.leaving:
         return
+    for d in range(2):
+        if pair.dir[d].pipe != NULL and dir_unpipe(relay, &pair.dir[d]) < 0:
+            pair_end(relay, pair, KILLED, ENOMEM)
+            return
     pair.leaving = 1
     pair.next = relay.leaving
     relay.leaving = pair
+
+
+cdef bint pair_has_stayed(Pair *pair) noexcept nogil:
+    """Long enough on the porch."""
+    return (pair.turns >= PORCH_TURNS
+            or pair.dir[UP].moved + pair.dir[DOWN].moved >= PORCH_OCTETS)
+
+
+cdef bint pair_holds_pipe(Pair *pair) noexcept nogil:
+    return pair.dir[UP].pipe != NULL or pair.dir[DOWN].pipe != NULL
 
 
 cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
@@ -488,7 +520,7 @@ cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
         pair_end(relay, pair, pair.reason, -down)
     elif pair.dir[UP].state == DONE and pair.dir[DOWN].state == DONE:
         pair_end(relay, pair, FINISHED, 0)
-    elif relay.porch and (up == MORE or down == MORE or pair.turns == PORCH_TURNS):
+    elif relay.porch and pair_has_stayed(pair) and not pair_holds_pipe(pair):
         pair_leave(relay, pair)
     elif up == MORE or down == MORE:
         pair_queue(relay, pair)
@@ -587,7 +619,8 @@ cdef void relay_run(Relay *relay) noexcept nogil:
             if relay.now_ms - pair.active_ms > REST_MS:
                 dir_rest(relay, &pair.dir[UP])
                 dir_rest(relay, &pair.dir[DOWN])
-            pair.turns += relay.porch
+            if relay.porch and pair.turns < PORCH_TURNS:
+                pair.turns += 1
             pair_step(relay, pair)
         pair = after
 
