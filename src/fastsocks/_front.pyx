@@ -2,11 +2,13 @@
 """The native engine (Linux) as Python sees it: accept, handshake and dial.
 
     accept -> Conn --hand-over--> Pair (_relay.pyx) -> ended list -> on_closed
+                                    porch, then perhaps a relay thread
 
 Everything here runs on the event loop's thread, driven by an epoll of its own that
 is nested in the loop by one add_reader: edge-triggered inside (one registration
 serves a whole handshake), level-triggered outside (what a turn leaves undone makes
-the loop come again). It must not know SOCKS.
+the loop come again). The porch, where pairs begin, shares this epoll and its turns. It
+must not know SOCKS.
 """
 
 import asyncio
@@ -514,13 +516,14 @@ cdef class Engine:
     cdef list free_indices
     cdef Arena arena
     cdef Datagrams datagrams    # UDP associations, served by the same relays
-    cdef Relay *relays          # first the one without a thread
+    cdef Relay *relays          # first the one without a thread, then those with one
     cdef int relay_count
     cdef bint threaded
     cdef bint keepalive         # where nothing else ends a session with a dead peer
     cdef uint64_t accepted
     cdef uint64_t pauses
     cdef uint64_t relayed
+    cdef uint64_t moved_on      # from the porch
     cdef int effective_pipe
     cdef bint resuming          # a turn is under way and no Task is running
 
@@ -927,8 +930,8 @@ cdef class Engine:
         self.relayed += 1
         for which, conn in enumerate((client, remote)):
             if pair.relay.inline_ and conn.registered:
-                conn.registered = False  # as it goes on in the same epoll
                 pair.end[which].known = 1
+                conn.registered = False  # or leave() would take it off
             pair.end[which].fd = conn.leave()
         client.stage = remote.stage = GONE
         pair.end[0].urgent = client.urgent
@@ -945,7 +948,8 @@ cdef class Engine:
         return handle
 
     cdef join(self, Pair *pair):
-        """Gives a pair to its relay."""
+        """Puts a pair in the epoll of its relay. Whatever it has not dealt with makes an
+        event at once."""
         cdef int failed = 0
         cdef int which
         if pair.relay.inline_:
@@ -956,7 +960,7 @@ cdef class Engine:
             push_list(&pair.relay.newcomers, pair, <void **>&pair.next)
             if self.nudge_timer.next == NULL:
                 timer_set(&self.wheel, &self.nudge_timer,
-                          monotonic_ms() + min(pair_limit(pair.relay, pair), <uint64_t>NUDGE_MS))
+                          pair.active_ms + min(pair_limit(pair.relay, pair), <uint64_t>NUDGE_MS))
         store_u32(&pair.state, JOINING)
         for which in range(2):
             if failed == 0:
@@ -971,7 +975,8 @@ cdef class Engine:
             self.command(pair.relay, KILL, pair.index, pair.generation)
 
     cdef move_on(self):
-        """From the porch to relays with threads, of which none knows these pairs yet."""
+        """From the porch to the relays with threads. Nothing knows these pairs meanwhile:
+        the porch has noted all its events, and no thread has heard of them."""
         cdef Relay *porch = &self.relays[0]
         cdef Pair *pair = porch.leaving
         cdef Pair *after
@@ -987,6 +992,7 @@ cdef class Engine:
             pair.relay = self.least_busy()
             pair.relay.pairs += 1
             pair.leaving = 0
+            self.moved_on += 1
             self.join(pair)
             pair = after
 
@@ -1029,7 +1035,8 @@ cdef class Engine:
         cdef int i
         totals = {
             "accepted": self.accepted, "accept_pauses": self.pauses, "relayed": self.relayed,
-            "spliced": 0, "copied": 0, "pipes": 0, "pipes_refused": 0, "slots": 0,
+            "moved_on": self.moved_on, "spliced": 0, "copied": 0, "pipes": 0, "pipes_refused": 0,
+            "slots": 0,
         }
         for i in range(self.relay_count):
             totals["spliced"] += load_u64(&self.relays[i].stats.spliced)
@@ -1192,7 +1199,8 @@ cdef class Engine:
         pthread_setname_np(relay.thread, b"fastsocks-relay")
 
     cdef relay_inline(self, epoll_event *events, int count):
-        """A turn of the relay that has no thread."""
+        """A turn of the relay that has no thread: before the front's own, so that a pair
+        of this batch is not handed over, or freed, before its events are noted."""
         cdef Relay *relay = &self.relays[0]
         with nogil:
             relay_take(relay, events, count)
@@ -1210,7 +1218,6 @@ cdef class Engine:
 
     def close(self):
         cdef uint32_t index
-        cdef int i
         cdef Conn conn
         if self.epfd < 0:
             return

@@ -47,7 +47,8 @@ class Settings:
     relay: str = "auto"
     """``auto`` (copy, then splice what streams), ``copy`` or ``splice``"""
     relay_threads: int = 1
-    """0 relays inline on the event loop's thread"""
+    """for sessions that last or stream; others, and with 0 all, are relayed on the event
+    loop's thread"""
     pipe_size: int = 1 << 20
     """octets asked for per pipe; the kernel may grant less"""
     max_pipes: int = 64
@@ -209,7 +210,8 @@ class Engine(Protocol):
 
     def counters(self) -> dict[str, int]:
         """Running totals: ``spliced`` and ``copied`` octets, ``pipes``,
-        ``pipes_refused``, ``accepted``, ``accept_pauses``, ``relayed``, ``slots``;
+        ``pipes_refused``, ``accepted``, ``accept_pauses``, ``relayed``, ``moved_on`` (to
+        a relay thread), ``slots``;
         ``udp_associations`` handed over, ``datagrams_up`` and ``_down`` passed on,
         and those dropped: ``udp_dropped_source`` (not the client), ``_malformed``,
         ``_fragment``, ``_denied``, ``_stranger`` (not a target of the client's),

@@ -152,7 +152,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         type=thread_count,
         default=1,
-        help="threads that relay; auto for one a core; 0 to relay on the loop's thread (1)",
+        help="threads that relay what lasts or streams; auto for one a core; 0 to relay all"
+        " on the loop's thread (1)",
     )
     add(
         "--pipe-size",

@@ -169,6 +169,7 @@ class Engine:
             "accepted": self._accepted,
             "accept_pauses": self._accept_pauses,
             "relayed": self._relayed,
+            "moved_on": 0,
             "slots": len(self.conns),
             **self.udp,
         }

@@ -3,7 +3,8 @@
 # has kept its socket open, and not when an order for it comes too late.
 #
 # These are about the turns of the native engine, so here they are taken by hand: run_once is
-# the front's, relay_inline the relay's. A batch has its events in the order they happened.
+# one of the front and of the relay without a thread. A batch has its events in the order they
+# happened.
 
 from __future__ import annotations
 
@@ -172,14 +173,12 @@ async def test_a_socket_that_somebody_else_has_open_too(
 
 
 async def test_an_order_to_end_that_comes_after_the_end(rig):
-    """Told before the loop knows of the end, obeyed when the slot has been used again."""
+    """Obeyed when the slot has been used again."""
     relayed = rig.relay()
     await ping(relayed)
     relayed.client.reset()
-    rig.engine.relay_inline()
-    assert not rig.ends, "the end is known already"
-    rig.engine.kill(relayed.handle)
     rig.engine.run_once()
+    rig.engine.kill(relayed.handle)
     assert (await rig.ended())[3] == CLIENT_RESET
     await ping(rig.relay())
     assert len(rig.ends) == 1
@@ -192,7 +191,7 @@ async def test_an_end_and_the_order_to_end_in_one_batch(rig):
     rig.engine.kill(relayed.handle)
     relayed.remote.reset()
     successor = rig.relay()
-    rig.engine.relay_inline()
+    rig.engine.run_once()
     await ping(successor)
     assert len(rig.ends) == 1
 

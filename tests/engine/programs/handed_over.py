@@ -25,7 +25,7 @@ from fastsocks import engine as contract
 ALIVE = 40  # sessions at once
 MOST = 20_000
 SETTINGS = contract.Settings(
-    relay_threads=2, max_pipes=4, pipe_size=1 << 16, idle_timeout=0.3, half_closed_timeout=0.2
+    relay_threads=2, max_pipes=16, pipe_size=1 << 16, idle_timeout=0.3, half_closed_timeout=0.2
 )
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 

@@ -55,7 +55,7 @@ async def main() -> None:
 
     def turn() -> None:
         for _ in range(3):
-            engine.relay_inline()
+            engine.run_once()
             engine.run_once()
 
     wanted = to(target.getsockname()[1])

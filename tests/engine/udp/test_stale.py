@@ -2,8 +2,8 @@
 # event of a socket that somebody else has open too, an order or a question that comes too late;
 # nor does a datagram that waits lose its destination to others.
 #
-# These are about the turns of the native engine, so here most are taken by hand: run_once is the
-# front's, relay_inline the relay's.
+# These are about the turns of the native engine, so here most are taken by hand: run_once is one
+# of the relay without a thread, and then of the front with what was there before.
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_an_order_to_end_that_comes_after_the_end(place):
     client, target = place.client(), place.target()
     assert await client.ping(target) == b"ping"
     client.control.close()
-    place.rig.engine.relay_inline()
+    place.rig.engine.run_once()
     assert not place.rig.ends, "the end is known already"
     place.rig.engine.kill(client.handle)
     place.rig.engine.run_once()
@@ -110,7 +110,7 @@ async def test_an_end_and_the_order_to_end_in_one_batch(place, order_first):
     client.send(b"too late", target.address)
     if not order_first:
         place.rig.engine.kill(client.handle)
-    place.rig.engine.relay_inline()
+    place.rig.engine.run_once()
     reason = contract.KILLED if order_first else contract.FINISHED
     assert (await place.rig.ended())[3] == reason
     assert await place.client().ping(target) == b"ping"
@@ -130,10 +130,10 @@ async def test_a_question_whose_association_has_ended(place, allow):
     place.rig.engine = type(engine)(place.rig.loop, place.rig.settings, on_closed)
     engine.close()
     client, target = place.client(), place.target()
-    place.rig.engine.relay_inline()
+    place.rig.engine.run_once()
     client.send(b"?", target.address)
     client.control.close()
-    place.rig.engine.relay_inline()
+    place.rig.engine.run_once()
     place.rig.engine.run_once()
     assert len(successors) == 1
     assert not successors[0].asked
@@ -177,12 +177,12 @@ async def test_an_error_of_the_program_silences_no_question(place):
     relayed = place.rig.relay()
     engine, loop, errors = place.rig.engine, place.rig.loop, []
     loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
-    engine.relay_inline()
+    engine.run_once()
     place.rig.ends = None  # which nothing can be added to
     relayed.client.close()
     relayed.remote.close()
     client.send(b"?", first.address)
-    engine.relay_inline()
+    engine.run_once()
     engine.run_once()
     assert [type(error) for error in errors] == [AttributeError]
     place.rig.ends = []

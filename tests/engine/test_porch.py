@@ -1,0 +1,193 @@
+# Shows where a session is relayed: a short one on the loop's thread, and one that lasts or
+# streams on a thread that does not need the loop; with all that is true of it on both.
+#
+# Must not know: how the one hands over to the other.
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+
+from fastsocks.engine import FINISHED, HALF_CLOSED, IDLE, KILLED, REMOTE_RESET
+from support.ends import PATIENCE
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def make_rig(start_engine):
+    return lambda **settings: start_engine("native", **{"relay_threads": 1} | settings)
+
+
+def moved_on(rig) -> int:
+    return rig.engine.counters()["moved_on"]
+
+
+async def ping_pong(session, times: int) -> None:
+    for _ in range(times):
+        await session.client.send(b"ping")
+        assert await session.remote.read(4) == b"ping"
+        await session.remote.send(b"pong")
+        assert await session.client.read(4) == b"pong"
+
+
+async def until_moved_on(rig, count: int = 1) -> None:
+    await rig.until(lambda: moved_on(rig) == count, f"{count} moved on", PATIENCE)
+
+
+def blocking_ping_pong(session, times: int) -> None:
+    """On the loop's thread, which can do nothing else meanwhile."""
+    for end in (session.client.sock, session.remote.sock):
+        end.settimeout(PATIENCE)
+    for _ in range(times):
+        session.client.sock.sendall(b"ping")
+        assert session.remote.sock.recv(4) == b"ping"
+        session.remote.sock.sendall(b"pong")
+        assert session.client.sock.recv(4) == b"pong"
+
+
+async def test_a_short_session_ends_where_it_began(make_rig):
+    rig = make_rig()
+    session = rig.relay()
+    await ping_pong(session, 3)
+    await rig.over(session.client, session.remote)
+    assert rig.ends[-1][1:4] == (12, 12, FINISHED)
+    assert moved_on(rig) == 0
+
+
+async def test_many_round_trips_move_it_on(make_rig):
+    rig = make_rig()
+    session = rig.relay()
+    await ping_pong(session, 40)
+    await until_moved_on(rig)
+    blocking_ping_pong(session, 20)
+
+
+async def test_rest_moves_it_on(make_rig):
+    rig = make_rig()
+    session = rig.relay()
+    await until_moved_on(rig)
+    blocking_ping_pong(session, 1)
+
+
+@pytest.mark.parametrize("relay", ["auto", "copy"])
+async def test_a_stream_moves_on_with_every_octet(make_rig, payload, relay):
+    rig = make_rig(relay=relay)
+    session = rig.relay()
+    data = payload(24 * MIB)
+    sending = asyncio.ensure_future(session.remote.send(data))
+    received = await session.client.read(len(data))
+    await sending
+    assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()
+    await until_moved_on(rig)
+    await rig.over(session.client, session.remote)
+    assert rig.ends[-1][1:3] == (0, len(data))
+
+
+@pytest.mark.parametrize("pipes", [0, 8, 64])
+async def test_what_is_held_moves_on_too(make_rig, payload, pipes):
+    """The remote does not read: the engine holds octets, in a pipe if it has any."""
+    rig = make_rig(max_pipes=pipes)
+    session = rig.relay(buffers=64 * 1024)
+    (sent,) = await rig.stuck(session.client)
+    await until_moved_on(rig)
+    data = await session.remote.read(sent)
+    assert len(data) == sent
+    rest = payload(100_000)
+    sending = asyncio.ensure_future(session.client.send(rest))
+    assert await session.remote.read(len(rest)) == rest
+    await sending
+
+
+@pytest.mark.parametrize("pipes", [0, 64])
+async def test_what_is_held_is_neither_lost_nor_changed(make_rig, payload, pipes):
+    rig = make_rig(max_pipes=pipes)
+    session = rig.relay(buffers=64 * 1024)
+    data = payload(3 * MIB)
+    sending = asyncio.ensure_future(session.client.send(data))
+    await until_moved_on(rig)
+    assert await session.remote.read(len(data)) == data
+    await sending
+
+
+async def test_a_half_closed_session_moves_on(make_rig):
+    rig = make_rig()
+    session = rig.relay()
+    await session.client.send(b"question")
+    session.client.finish()
+    assert await session.remote.read_to_end() == b"question"
+    await until_moved_on(rig)
+    await session.remote.send(b"answer")
+    session.remote.close()
+    assert await session.client.read_to_end() == b"answer"
+    await rig.ended()
+    assert rig.ends[-1][1:4] == (8, 6, FINISHED)
+
+
+@pytest.mark.parametrize("moves_on", [False, True])
+async def test_a_reset_is_one_on_either(make_rig, moves_on):
+    rig = make_rig()
+    session = rig.relay()
+    if moves_on:
+        await until_moved_on(rig)
+    session.remote.reset()
+    assert (await rig.ended())[3] == REMOTE_RESET
+    assert moved_on(rig) == moves_on
+
+
+@pytest.mark.parametrize("moves_on", [False, True])
+async def test_killed_on_either(make_rig, moves_on):
+    rig = make_rig()
+    session = rig.relay()
+    if moves_on:
+        await until_moved_on(rig)
+    rig.engine.kill(session.handle)
+    assert (await rig.ended())[3] == KILLED
+    assert moved_on(rig) == moves_on
+
+
+@pytest.mark.parametrize(
+    ("limits", "half_closed", "reason"),
+    [
+        ({"idle_timeout": 0.3}, False, IDLE),
+        ({"idle_timeout": 1.5}, False, IDLE),
+        ({"idle_timeout": 0, "half_closed_timeout": 0.3}, True, HALF_CLOSED),
+        ({"idle_timeout": 0, "half_closed_timeout": 1.5}, True, HALF_CLOSED),
+    ],
+)
+async def test_limits_shorter_and_longer_than_its_stay(make_rig, limits, half_closed, reason):
+    rig = make_rig(**limits)
+    session = rig.relay()
+    if half_closed:
+        session.client.finish()
+    began = rig.loop.time()
+    assert (await rig.ended())[3] == reason
+    assert rig.loop.time() - began >= max(limits.values())
+
+
+async def test_sessions_are_spread_over_the_threads(make_rig):
+    rig = make_rig(relay_threads=2)
+    sessions = [rig.relay() for _ in range(8)]
+    await until_moved_on(rig, 8)
+    for session in sessions:
+        blocking_ping_pong(session, 2)
+
+
+async def test_splice_asked_for_outright_begins_on_a_thread(make_rig):
+    rig = make_rig(relay="splice")
+    session = rig.relay()
+    blocking_ping_pong(session, 2)
+    assert moved_on(rig) == 0
+
+
+async def test_closing_ends_those_on_either(make_rig):
+    rig = make_rig()
+    old = rig.relay()
+    await until_moved_on(rig)
+    new = rig.relay()
+    rig.engine.close()
+    assert sorted(end[0] is old.flow for end in rig.ends) == [False, True]
+    assert {end[3] for end in rig.ends} == {KILLED}
+    assert new.flow in [end[0] for end in rig.ends]
