@@ -1125,8 +1125,7 @@ cdef class Engine:
         command.order = order
         command.index = index
         command.generation = generation
-        if push_list(&relay.commands, command, &command.next):
-            eventfd_write(relay.wake_fd, 1)
+        relay_order(relay, command)
 
     cdef nudge(self):
         cdef int i

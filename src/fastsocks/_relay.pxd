@@ -221,6 +221,7 @@ cdef void *relay_thread(void *argument) noexcept nogil
 cdef void relay_take(Relay *relay, epoll_event *events, int count) noexcept nogil
 cdef uint64_t pair_limit(Relay *relay, Pair *pair) noexcept nogil
 cdef void pair_set_timer(Relay *relay, Pair *pair) noexcept nogil
+cdef void relay_order(Relay *relay, Command *command) noexcept nogil
 cdef void relay_publish(Relay *relay) noexcept nogil
 cdef void relay_abandon(Relay *relay) noexcept nogil
 cdef void relay_close(Relay *relay) noexcept nogil

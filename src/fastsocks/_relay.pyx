@@ -378,7 +378,9 @@ cdef int dir_splice(Relay *relay, Pair *pair, int d) noexcept nogil:
             dir_rest(relay, dir)
             return dir_copy(relay, pair, d, SCRATCH)
     source.fresh = 0
-    got = splice(source.fd, NULL, dir.pipe.wfd, NULL, dir.pipe.size,
+    # On the porch no more than copying may hold: it would move on as a spill.
+    got = splice(source.fd, NULL, dir.pipe.wfd, NULL,
+                 min(dir.pipe.size, SCRATCH) if relay.porch else dir.pipe.size,
                  SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
     if got > 0:
         dir.piped = got
@@ -593,6 +595,11 @@ cdef void relay_event(Relay *relay, uint64_t data, uint32_t events) noexcept nog
         pair_queue(relay, pair)
 
 
+cdef void relay_order(Relay *relay, Command *command) noexcept nogil:
+    if push_list(&relay.commands, command, &command.next):
+        eventfd_write(relay.wake_fd, 1)
+
+
 cdef void relay_obey(Relay *relay) noexcept nogil:
     """The commands of the loop thread, each for one generation of one slot."""
     cdef Command *command = <Command *>take_list(&relay.commands)
@@ -602,12 +609,17 @@ cdef void relay_obey(Relay *relay) noexcept nogil:
     relay_welcome(relay)
     while command != NULL:
         pair = arena_at(relay.arena, command.index)
+        after = <Command *>command.next
         if load_u32(&pair.generation) == command.generation and load_u32(&pair.state) == LIVE:
+            if pair.relay != relay:
+                # It has left the porch since the order was given.
+                relay_order(pair.relay, command)
+                command = after
+                continue
             if command.order == RUN:
                 pair_queue(relay, pair)
             else:
                 pair_end(relay, pair, KILLED, 0)
-        after = <Command *>command.next
         free(command)
         command = after
 
@@ -645,8 +657,10 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
             return
         pair = <Pair *>timer.owner
         limit = pair_limit(relay, pair)
-        if relay.porch:
+        if relay.porch and not pair.queued:
             pair_leave(relay, pair)
+        elif relay.porch:
+            timer_set(&relay.wheel, &pair.timer, relay.now_ms + TICK_MS)
         elif limit == 0 or pair.active_ms + limit > relay.now_ms:
             pair_set_timer(relay, pair)
         elif load_u32(&pair.state) != LIVE or pair_has_news(pair):

@@ -191,3 +191,23 @@ async def test_closing_ends_those_on_either(make_rig):
     assert sorted(end[0] is old.flow for end in rig.ends) == [False, True]
     assert {end[3] for end in rig.ends} == {KILLED}
     assert new.flow in [end[0] for end in rig.ends]
+
+
+async def test_an_order_to_end_finds_one_that_has_just_moved_on(make_rig):
+    """A turn takes 256 events: one of those moves the session on, and the order is not
+    among them."""
+    rig = make_rig()
+    sessions = [rig.relay() for _ in range(300)]
+    leaver = sessions[0]
+    await ping_pong(leaver, 15)
+    await leaver.client.send(b"x")
+    assert await leaver.remote.read(1) == b"x"
+    for session in sessions:
+        session.client.sock.send(b"y")
+    rig.engine.kill(leaver.handle)
+    assert moved_on(rig) == 0
+    rig.engine.run_once()
+    assert moved_on(rig) == 1
+    assert (await rig.ended())[0] is leaver.flow
+    assert rig.ends[0][3] == KILLED
+    assert await sessions[-1].remote.read(1) == b"y"
