@@ -4,8 +4,12 @@
 #ifndef FASTSOCKS_COMPAT_H
 #define FASTSOCKS_COMPAT_H
 
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 /* The prefix is for CPython 3.12, whose internal headers, which Cython includes, have
  * a read_u64 of their own. */
@@ -65,5 +69,26 @@ static inline int fs_push_list(void **head, void *first, void **last_next)
 
 static inline void *fs_take_list(void **head)
 { return __atomic_exchange_n(head, (void *)0, __ATOMIC_ACQUIRE); }
+
+/* splice() to a socket without the SIGPIPE that it cannot be asked to leave out, for a
+ * thread that is not ours: Python ignores that signal, but a program may have undone it. */
+static inline ssize_t fs_splice_quietly(int from, int to, size_t octets, unsigned flags)
+{
+    sigset_t only, before;
+    struct timespec at_once = {0, 0};
+    ssize_t sent;
+    int error;
+    sigemptyset(&only);
+    sigaddset(&only, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &only, &before);
+    sent = splice(from, 0, to, 0, octets, flags);
+    error = errno;
+    if (sent < 0 && error == EPIPE && !sigismember(&before, SIGPIPE))
+        while (sigtimedwait(&only, 0, &at_once) < 0 && errno == EINTR)
+            ;
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+    errno = error;
+    return sent;
+}
 
 #endif

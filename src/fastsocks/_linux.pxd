@@ -13,6 +13,8 @@ cdef extern from "_compat.h" nogil:
     uint64_t keyed_hash "fs_keyed_hash"(const void *octets, size_t size, uint64_t *key)
     bint push_list "fs_push_list"(void **head, void *first, void **last_next)
     void *take_list "fs_take_list"(void **head)
+    ssize_t splice_quietly "fs_splice_quietly"(int source, int target, size_t octets,
+                                               unsigned int flags)
 
 cdef extern from "<errno.h>" nogil:
     int errno

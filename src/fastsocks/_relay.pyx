@@ -299,8 +299,12 @@ cdef int dir_flush(Relay *relay, Pair *pair, int d) noexcept nogil:
                         dir.spill_to - dir.spill_from, MSG_DONTWAIT | MSG_NOSIGNAL)
         else:
             # No SPLICE_F_MORE: it corks the socket for 200 ms when nothing follows.
-            sent = splice(dir.pipe.rfd, NULL, destination.fd, NULL, dir.piped,
-                          SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
+            if relay.inline_:
+                sent = splice_quietly(dir.pipe.rfd, destination.fd, dir.piped,
+                                      SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
+            else:
+                sent = splice(dir.pipe.rfd, NULL, destination.fd, NULL, dir.piped,
+                              SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
         if sent < 0:
             if errno == EINTR:
                 continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 
 import pytest
 
@@ -211,3 +212,14 @@ async def test_an_order_to_end_finds_one_that_has_just_moved_on(make_rig):
     assert (await rig.ended())[0] is leaver.flow
     assert rig.ends[0][3] == KILLED
     assert await sessions[-1].remote.read(1) == b"y"
+
+
+@pytest.mark.parametrize("threads", ["0", "1"])
+def test_no_signal_of_a_broken_connection_ends_the_program(program, threads):
+    """splice() raises SIGPIPE; a program may have undone that Python ignores it."""
+    process = program("broken_pipes", threads, "5")
+    printed, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, f"ended by {process.returncode}: {process.log.read_text()}"
+    told = json.loads(printed)
+    assert told["reasons"] == ["client reset"]
+    assert told["spliced"] > MIB
