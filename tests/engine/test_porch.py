@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -38,8 +41,10 @@ async def until_moved_on(rig, count: int = 1) -> None:
     await rig.until(lambda: moved_on(rig) == count, f"{count} moved on", PATIENCE)
 
 
-def blocking_ping_pong(session, times: int) -> None:
-    """On the loop's thread, which can do nothing else meanwhile."""
+def blocking_ping_pong(session, times: int) -> int:
+    """On the loop's thread, which can do nothing else meanwhile. How many round trips there
+    were, each as it should be."""
+    done = 0
     for end in (session.client.sock, session.remote.sock):
         end.settimeout(PATIENCE)
     for _ in range(times):
@@ -47,6 +52,18 @@ def blocking_ping_pong(session, times: int) -> None:
         assert session.remote.sock.recv(4) == b"ping"
         session.remote.sock.sendall(b"pong")
         assert session.client.sock.recv(4) == b"pong"
+        done += 1
+    return done
+
+
+def watched() -> dict[int, int]:
+    """How many descriptors each epoll of this process watches."""
+    counts = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventpoll]":
+                counts[int(fd)] = Path(f"/proc/self/fdinfo/{fd}").read_text().count("tfd:")
+    return counts
 
 
 async def test_a_short_session_ends_where_it_began(make_rig):
@@ -63,14 +80,14 @@ async def test_many_round_trips_move_it_on(make_rig):
     session = rig.relay()
     await ping_pong(session, 40)
     await until_moved_on(rig)
-    blocking_ping_pong(session, 20)
+    assert blocking_ping_pong(session, 20) == 20
 
 
 async def test_rest_moves_it_on(make_rig):
     rig = make_rig()
     session = rig.relay()
     await until_moved_on(rig)
-    blocking_ping_pong(session, 1)
+    assert blocking_ping_pong(session, 1) == 1
 
 
 @pytest.mark.parametrize("relay", ["auto", "copy"])
@@ -128,25 +145,19 @@ async def test_a_half_closed_session_moves_on(make_rig):
 
 
 @pytest.mark.parametrize("moves_on", [False, True])
-async def test_a_reset_is_one_on_either(make_rig, moves_on):
+@pytest.mark.parametrize("reason", [REMOTE_RESET, KILLED])
+async def test_broken_off_on_either(make_rig, moves_on, reason):
     rig = make_rig()
     session = rig.relay()
     if moves_on:
         await until_moved_on(rig)
-    session.remote.reset()
-    assert (await rig.ended())[3] == REMOTE_RESET
+    if reason == KILLED:
+        rig.engine.kill(session.handle)
+    else:
+        session.remote.reset()
+    assert (await rig.ended())[3] == reason
     assert moved_on(rig) == moves_on
-
-
-@pytest.mark.parametrize("moves_on", [False, True])
-async def test_killed_on_either(make_rig, moves_on):
-    rig = make_rig()
-    session = rig.relay()
-    if moves_on:
-        await until_moved_on(rig)
-    rig.engine.kill(session.handle)
-    assert (await rig.ended())[3] == KILLED
-    assert moved_on(rig) == moves_on
+    await session.client.expect_reset()
 
 
 @pytest.mark.parametrize(
@@ -170,16 +181,19 @@ async def test_limits_shorter_and_longer_than_its_stay(make_rig, limits, half_cl
 
 async def test_sessions_are_spread_over_the_threads(make_rig):
     rig = make_rig(relay_threads=2)
+    before = watched()
     sessions = [rig.relay() for _ in range(8)]
     await until_moved_on(rig, 8)
-    for session in sessions:
-        blocking_ping_pong(session, 2)
+    more = {epoll: count - before[epoll] for epoll, count in watched().items()}
+    assert more.pop(rig.engine.fileno()) == 0, "some are on the porch still"
+    assert sorted(more.values())[-2:] == [8, 8], "two sockets each of four sessions a thread"
+    assert [blocking_ping_pong(session, 2) for session in sessions] == [2] * 8
 
 
 async def test_splice_asked_for_outright_begins_on_a_thread(make_rig):
     rig = make_rig(relay="splice")
     session = rig.relay()
-    blocking_ping_pong(session, 2)
+    assert blocking_ping_pong(session, 2) == 2
     assert moved_on(rig) == 0
 
 
