@@ -90,12 +90,12 @@ def talk(rng: Random, login_needed: bool, strict: bool) -> None:
                     rule(machine.next_event() is None, "an event after the request")
                     return
                 if isinstance(event, Methods):
-                    method = choose_method(event.offered, login_needed, strict)
+                    method = choose_method(event, login_needed, strict)
                     if method is None:
                         refused = True
                         answered(machine, machine.choose(wire.NO_ACCEPTABLE))
                     else:
-                        rule(method in event.offered, "a method that was not offered")
+                        rule(method in event, "a method that was not offered")
                         rule(method or not login_needed, "no login, and one is needed")
                         answered(machine, machine.choose(method))
                 else:

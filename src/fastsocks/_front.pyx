@@ -17,6 +17,7 @@ import os
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_SetObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -89,7 +90,10 @@ cdef class Outcome:
             return self
         if self.error is not None:
             raise self.error
-        raise StopIteration(self.value)
+        # An exception that is raised gets a traceback, which costs a session more than
+        # parsing its request. No value is a tuple, which would become its arguments.
+        PyErr_SetObject(StopIteration, self.value)
+        raise StopIteration
 
     def get_loop(self):
         return self.engine.loop
@@ -389,6 +393,18 @@ cdef class Conn:
         self.engine.forget(self)
         self.fd = -1
         return fd
+
+    cdef become(self, End *end, Relay *relay):
+        """Gives the socket to one end of a pair. One that is in the epoll of that relay
+        already, which is the porch's and the front's, stays in it."""
+        if relay.inline_ and self.registered:
+            end.known = 1
+            self.registered = False
+        end.urgent = self.urgent
+        end.pieces = not self.is_tcp()
+        end.writable = 1
+        end.fd = self.leave()
+        self.stage = GONE
 
     cdef untie(self):
         """Ends what ties a client and the remotes dialled for it, from either end. The
@@ -919,8 +935,6 @@ cdef class Engine:
 
     def relay(self, Conn client not None, Conn remote not None, flow, bytes early not None):
         cdef Pair *pair
-        cdef Conn conn
-        cdef int which
         if client.fd < 0 or remote.fd < 0 or client is remote:
             raise OSError(EBADF, "relay takes two open connections of this engine")
         pair = self.new_pair()
@@ -928,17 +942,8 @@ cdef class Engine:
             self.sessions += 1
         client.counted = False
         self.relayed += 1
-        for which, conn in enumerate((client, remote)):
-            if pair.relay.inline_ and conn.registered:
-                pair.end[which].known = 1
-                conn.registered = False  # or leave() would take it off
-            pair.end[which].fd = conn.leave()
-        client.stage = remote.stage = GONE
-        pair.end[0].urgent = client.urgent
-        pair.end[1].urgent = remote.urgent
-        pair.end[0].pieces = not client.is_tcp()
-        pair.end[1].pieces = not remote.is_tcp()
-        pair.end[0].writable = pair.end[1].writable = 1
+        client.become(&pair.end[0], pair.relay)
+        remote.become(&pair.end[1], pair.relay)
         Py_INCREF(flow)
         pair.flow = <void *>flow
         if self.send_early(pair, early):
@@ -1167,15 +1172,7 @@ cdef class Engine:
             relay.porch = self.threaded
             relay.epfd = self.epfd
         relay.pipe_size = settings.pipe_size
-        relay.max_pipes = settings.max_pipes // max(1, settings.relay_threads)
-        if settings.max_pipes and not relay.max_pipes:
-            relay.max_pipes = 1
-        if self.threaded:
-            # Few are held on the porch; where there are hardly any, it has none.
-            if relay == &self.relays[0]:
-                relay.max_pipes = settings.max_pipes // 8
-            else:
-                relay.max_pipes -= relay.max_pipes // 8
+        relay.max_pipes = self.share_of_pipes(relay)
         relay.may_splice = settings.relay != "copy" and (relay.max_pipes or not relay.porch)
         relay.only_splice = settings.relay == "splice"
         relay.idle_ms = <uint64_t>(settings.idle_timeout * 1000)
@@ -1196,6 +1193,17 @@ cdef class Engine:
             self.fail_to_start(failed)
         relay.started = True
         pthread_setname_np(relay.thread, b"fastsocks-relay")
+
+    cdef int share_of_pipes(self, Relay *relay):
+        """An eighth is for the porch, where few are held: none where there are hardly any.
+        A thread has one at least, if there are any."""
+        cdef int every = self.settings.max_pipes
+        cdef int threads = self.settings.relay_threads
+        if not threads:
+            return every
+        if relay.porch:
+            return every // 8
+        return max(every // threads - every // threads // 8, 1 if every else 0)
 
     cdef relay_inline(self, epoll_event *events, int count):
         """A turn of the relay that has no thread: before the front's own, so that a pair

@@ -501,11 +501,14 @@ cdef void pair_queue(Relay *relay, Pair *pair) noexcept nogil:
 cdef void pair_leave(Relay *relay, Pair *pair) noexcept nogil:
     """Off the porch, with nothing in its pipes; the front does it when the turn is over."""
     cdef int d
+    cdef int failed = 0
     if pair.leaving:
         return
     for d in range(2):
-        if pair.dir[d].pipe != NULL and dir_unpipe(relay, &pair.dir[d]) < 0:
-            pair_end(relay, pair, KILLED, ENOMEM)
+        if pair.dir[d].pipe != NULL:
+            failed = dir_unpipe(relay, &pair.dir[d])
+        if failed < 0:
+            pair_end(relay, pair, KILLED, -failed)
             return
     pair.leaving = 1
     pair.next = relay.leaving
@@ -660,12 +663,15 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
         if timer == NULL:
             return
         pair = <Pair *>timer.owner
+        if relay.porch:
+            # Long enough here; one with a turn due goes when it has had it.
+            if pair.queued:
+                timer_set(&relay.wheel, &pair.timer, relay.now_ms + TICK_MS)
+            else:
+                pair_leave(relay, pair)
+            continue
         limit = pair_limit(relay, pair)
-        if relay.porch and not pair.queued:
-            pair_leave(relay, pair)
-        elif relay.porch:
-            timer_set(&relay.wheel, &pair.timer, relay.now_ms + TICK_MS)
-        elif limit == 0 or pair.active_ms + limit > relay.now_ms:
+        if limit == 0 or pair.active_ms + limit > relay.now_ms:
             pair_set_timer(relay, pair)
         elif load_u32(&pair.state) != LIVE or pair_has_news(pair):
             # Not before the loop has joined it; nor for what has not been looked at yet, as

@@ -133,9 +133,11 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Reading(NamedTuple):
-    """What an address is: ``spellings`` are its octets and those of the IPv4 addresses
-    inside, ``ranges`` the rows that they are in, each with the octets in question."""
+    """What an address is: ``family`` as it is written, ``spellings`` its octets and those
+    of the IPv4 addresses inside, ``ranges`` the rows that they are in, each with the
+    octets in question."""
 
+    family: str
     spellings: tuple[bytes, ...]
     ranges: tuple[tuple[Range, bytes], ...]
 
@@ -172,9 +174,9 @@ class Judge:
     def judge(self, client_host: str, host: str, port: int, datagram: bool = False) -> None:
         """Raises RuleDenied, with the range in its reason, if ``client_host`` may not
         reach ``host``. Both are IP literals; IPv6 ones may carry a scope."""
-        if family_of(host) not in self._families:
-            raise RuleDenied(f"{host}: its family is not used", Reply.ADDRESS_NOT_SUPPORTED)
         reading = read(host)
+        if reading.family not in self._families:
+            raise RuleDenied(f"{host}: its family is not used", Reply.ADDRESS_NOT_SUPPORTED)
         if port in self._ports and not datagram:
             self._refuse_loop(reading, host, port)
         if not reading.ranges:
@@ -262,13 +264,14 @@ def read(host: str) -> Reading:
     if packed[8:12] in ISATAP:
         inside += ((12, 0),)
     if not inside:
-        return Reading((packed,), ((row, packed),) if row is not None else ())
+        return Reading(family_of(host), (packed,), ((row, packed),) if row is not None else ())
     spellings = (
         packed,
         *(bytes(octet ^ flip for octet in packed[at : at + 4]) for at, flip in inside),
     )
     rows = ((_find(octets), octets) for octets in spellings)
     return Reading(
+        family_of(host),
         spellings,
         tuple((row, octets) for row, octets in rows if row and row.use is not Use.ALIAS),
     )

@@ -72,7 +72,8 @@ class Dialer:
         host, DialError where there is none, ClientGone, or the OSError of connect():
         of several attempts the most telling one."""
         if not is_name:
-            return self._dial_known(client, client_host, (host,), port, self._timeout)
+            self._judge.judge(client_host, host, port)
+            return self._attempt(client, host, port, self._timeout)
         addresses = self._resolver.remembered(host)
         if addresses is not None:
             return self._dial_known(client, client_host, addresses, port, self._timeout)

@@ -115,10 +115,11 @@ class Sessions:
         machine: Machine | None = None
         try:
             first = client.recv_now() or await client.recv()
-            if first[0] not in MACHINES:
+            speak = MACHINES.get(first[0])
+            if speak is None:
                 self._turn_away(client, first)
                 return
-            machine = MACHINES[first[0]]()
+            machine = speak()
             machine.feed(first)
             request = await self._negotiate(client, machine, flow)
             client.deadline(0)
@@ -157,9 +158,9 @@ class Sessions:
                 machine.feed(data)
                 continue
             if isinstance(event, Methods):
-                if NO_AUTH in event.offered and self._custom and await self._admitted(client):
+                if self._custom and NO_AUTH in event and await self._admitted(client):
                     login_needed = False
-                method = choose_method(event.offered, login_needed, self._strict_methods)
+                method = choose_method(event, login_needed, self._strict_methods)
                 if method is None:
                     raise ProtocolError("no acceptable authentication method offered")
                 if self._ident is not None:

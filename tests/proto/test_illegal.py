@@ -200,7 +200,7 @@ def test_only_protocol_errors(drive, machine, chunks, method, accept, bursts):
         assert trace.last_words in LAST_WORDS[machine] | full
     for kind, values in trace.events:
         if kind is Methods:
-            assert 1 <= len(values[0]) <= 255
+            assert 1 <= len(values) <= 255
         elif kind is Credentials:
             assert len(values[0]) <= 255
             assert len(values[1]) <= 255

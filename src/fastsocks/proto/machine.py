@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
 
 from fastsocks.errors import IdentReply, Reply
 from fastsocks.proto.wire import Credentials, Request
 
 
-class Methods(NamedTuple):
+class Methods(bytes):
     """SOCKS5: the authentication methods offered, as they were sent."""
 
-    offered: bytes
+    __slots__ = ()
 
 
 Event = Methods | Credentials | Request
@@ -41,9 +40,8 @@ class Machine(abc.ABC):
     next_event: Callable[[], Event | None]
     """Raises ProtocolError on the first octet that cannot be legal."""
 
-    def __init__(self, start: Callable[[], Event | None]) -> None:
-        self._data = b""
-        self.next_event = start
+    _data: bytes
+    """What has been fed and belongs to no event yet."""
 
     def feed(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data

@@ -30,7 +30,8 @@ class Socks4(Machine):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__(self._read_request)
+        self._data = b""
+        self.next_event = self._read_request
 
     def choose(self, method: int) -> bytes:
         return b""  # SOCKS4 has no methods and no credentials: never asked

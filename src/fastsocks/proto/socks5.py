@@ -28,12 +28,19 @@ HOST_AT = {wire.ATYP_IPV4: (4, 8), wire.ATYP_NAME: (5, 5), wire.ATYP_IPV6: (4, 2
 
 UNSPECIFIED = b"\x01\x00\x00\x00\x00\x00\x00"  # ATYP 1, 0.0.0.0, port 0
 
+# What a reply for success begins with, by the octets of the address that follows.
+GRANTED = {
+    4: bytes((VERSION, Reply.SUCCEEDED, 0, wire.ATYP_IPV4)),
+    16: bytes((VERSION, Reply.SUCCEEDED, 0, wire.ATYP_IPV6)),
+}
+
 
 class Socks5(Machine):
     __slots__ = ("_atyp", "_bnd_is_used", "_stage", "_unasked_login")
 
     def __init__(self) -> None:
-        super().__init__(self._read_methods)
+        self._data = b""
+        self.next_event = self._read_methods
         self._atyp = wire.ATYP_IPV4
         self._bnd_is_used = False
         self._stage = "methods"
@@ -70,8 +77,7 @@ class Socks5(Machine):
             packed = wire.packed_ipv6(host.partition("%")[0]) or bytes(16)
         else:
             packed = wire.packed_ipv4(host) or bytes(4)
-        atyp = wire.ATYP_IPV6 if len(packed) == 16 else wire.ATYP_IPV4
-        return bytes((VERSION, Reply.SUCCEEDED, 0, atyp)) + packed + port.to_bytes(2)
+        return GRANTED[len(packed)] + packed + port.to_bytes(2)
 
     def refusal(self, reply: Reply | IdentReply) -> bytes:
         """The failure reply of the message that is due."""
@@ -118,7 +124,9 @@ class Socks5(Machine):
 
     def _read_request(self) -> Event | None:
         data = self._data
-        if data and data[0] != VERSION:
+        if not data:
+            return None
+        if data[0] != VERSION:
             if data[0] == AUTH_VERSION and self._unasked_login:
                 # Some clients authenticate although no method asked for it (Tor's
                 # do, to isolate streams); the answer costs nothing, once.
