@@ -115,11 +115,11 @@ class Sessions:
         machine: Machine | None = None
         try:
             first = client.recv_now() or await client.recv()
-            speak = MACHINES.get(first[0])
-            if speak is None:
+            version = MACHINES.get(first[0])
+            if version is None:
                 self._turn_away(client, first)
                 return
-            machine = speak()
+            machine = version()
             machine.feed(first)
             request = await self._negotiate(client, machine, flow)
             client.deadline(0)
