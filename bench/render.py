@@ -33,7 +33,7 @@ HEAD = """# Benchmarks
 
 ![fastsocks and its peers](benchmarks.svg)
 
-`make bench-peers` measures this page on your machine (about half an hour; `bench/suite.py --quick`
+`make bench-peers` measures this page on your machine (under an hour; `bench/suite.py --quick`
 takes five minutes). What each workload is and how to read it is in
 [bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in brackets
 where there were several rounds. Ratios are in *italics*. Client, server and origin share the CPUs,
