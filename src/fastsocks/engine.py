@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fastsocks.errors import ConfigError
@@ -120,6 +120,22 @@ class Conn(Protocol):
         """At once. Closing twice is harmless."""
 
 
+class Visit(Protocol):
+    """A coroutine on its way, as asyncio.Task has it, and perhaps none as long as all it
+    waits for is a Conn's or a dial's doing. At its first wait for anything else it becomes
+    a Task; ``waits.within`` is for what asks for one before that."""
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """None while it is none."""
+
+    def begin(self) -> None:
+        """Now or soon. Once."""
+
+    def cancel(self) -> None:
+        """Raises CancelledError in it where it waits, soon."""
+
+
 class Association(Protocol):
     """One UDP association (RFC 1928, 7): the socket that a client sends to, and the
     sockets behind it.
@@ -171,6 +187,9 @@ class Engine(Protocol):
 
     def stop_listening(self) -> None:
         """Closes the listeners; sessions go on."""
+
+    def visit(self, session: Coroutine[Any, Any, None]) -> Visit:
+        """Not begun yet, for it may be over when begin() returns."""
 
     def adopt(self, sock: socket.socket) -> Conn:
         """Takes over a connected stream socket (detaches it)."""

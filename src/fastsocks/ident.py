@@ -7,7 +7,6 @@ It must not know sockets, nor what the client is told.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import time
@@ -21,6 +20,7 @@ from fastsocks.hosts import Hosts
 from fastsocks.proto import ident as rfc1413
 from fastsocks.proto.ident import Answer, Outcome
 from fastsocks.ranges import Rule
+from fastsocks.waits import within
 
 # A host without identd, or one whose packet filter swallows the question, would cost
 # each of its connections the whole budget.
@@ -119,7 +119,7 @@ class Ident:
             if contained is None:
                 # A later rule must not decide only because names take their time, or get
                 # no answer.
-                async with asyncio.timeout(self._timeout):
+                async with within(self._timeout):
                     return await self._find_by_name(host, self._rules[number:])
             if contained:
                 return rule

@@ -34,6 +34,24 @@ BIND_ADDRESS_NO_PORT = 24  # Linux; the socket module has no name for it
 log = logging.getLogger("fastsocks.engine")
 
 
+class Visit:
+    """See engine.py. Here it is a Task from its beginning."""
+
+    task: asyncio.Task[None] | None = None
+
+    def __init__(self, session: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+        self._session = session
+        self._loop = loop
+
+    def begin(self) -> None:
+        # create_task() would make up and format a name for each.
+        self.task = asyncio.Task(self._session, loop=self._loop, name="fastsocks session")
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
 class Engine:
     """See engine.py."""
 
@@ -80,6 +98,9 @@ class Engine:
             self.loop.remove_reader(listener.fileno())
             listener.close()
         self._listeners.clear()
+
+    def visit(self, session: Coroutine[Any, Any, None]) -> Visit:
+        return Visit(session, self.loop)
 
     def adopt(self, sock: socket.socket) -> Conn:
         own = socket.socket(fileno=sock.detach())

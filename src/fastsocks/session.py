@@ -20,7 +20,7 @@ from fastsocks.associate import Associations
 from fastsocks.auth import Custom, Users, choose_method
 from fastsocks.bind import Binder
 from fastsocks.dial import Dialer
-from fastsocks.engine import Conn, Engine
+from fastsocks.engine import Conn, Engine, Visit
 from fastsocks.errors import (
     AuthError,
     ClientGone,
@@ -38,6 +38,7 @@ from fastsocks.proto.socks4 import Socks4
 from fastsocks.proto.socks5 import Socks5
 from fastsocks.proto.wire import NO_AUTH, Credentials, Request
 from fastsocks.quiet import QuietLog
+from fastsocks.waits import within
 
 MACHINES: dict[int, Callable[[], Machine]] = {4: Socks4, 5: Socks5}
 
@@ -90,24 +91,24 @@ class Sessions:
             )
         self._quiet = quiet
         self._ident = stages.ident if stages.ident else None  # spares a call a session
-        self._loop = asyncio.get_running_loop()
-        self._tasks: dict[Conn, asyncio.Task[None]] = {}
+        self._visits: dict[Conn, Visit] = {}
 
     def begin(self, client: Conn) -> None:
-        # create_task() would make up and format a name for each.
-        self._tasks[client] = asyncio.Task(
-            self.run(client), loop=self._loop, name="fastsocks session"
-        )
+        visit = self._visits[client] = self._engine.visit(self.run(client))
+        visit.begin()
 
     async def end_all(self) -> None:
         """Ends those that are not relayed yet."""
         # Not the one that asks: an authenticator may stop its server.
-        tasks = [task for task in self._tasks.values() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
+        me = asyncio.current_task()
+        visits = [visit for visit in self._visits.values() if visit.task is not me]
+        for visit in visits:
+            visit.cancel()
+        await asyncio.sleep(0)  # the turn in which those end that are no Tasks
+        tasks = [visit.task for visit in visits if visit.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=LAST_WORDS)
-        self._tasks.clear()  # of those that were cancelled before they began
+        self._visits.clear()  # of those that were cancelled before they began
 
     async def run(self, client: Conn) -> None:
         """Ends when the client is relayed or gone; raises nothing."""
@@ -142,8 +143,7 @@ class Sessions:
             log.exception("%s ended by an error in fastsocks", flow)
         finally:
             client.close()
-            # A done callback would cost every session one more turn of the loop.
-            self._tasks.pop(client, None)
+            self._visits.pop(client, None)
 
     # -- who it is ---------------------------------------------------------
 
@@ -183,7 +183,7 @@ class Sessions:
         """Whether the embedding program lets the client in as it is."""
         if self._custom is None:
             return False
-        async with asyncio.timeout(self._login_timeout):
+        async with within(self._login_timeout):
             return await self._custom.admits(client.peer)
 
     async def _identify(
@@ -196,7 +196,7 @@ class Sessions:
     async def _authenticate(self, claim: Credentials, flow: Flow) -> None:
         granted = self._users.check_now(flow.client, claim.user, claim.password)
         if granted is None:
-            async with asyncio.timeout(self._login_timeout):
+            async with within(self._login_timeout):
                 granted = await self._users.verify(flow.client, claim.user, claim.password)
         if not granted:
             user = printable(claim.user[:64].decode("utf-8", "replace"))
