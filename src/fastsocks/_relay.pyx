@@ -38,7 +38,9 @@ cdef enum:
     # Below this splice costs more than copying; this often in a row and it stops.
     THIN_SPLICE = 16 * 1024
     THIN_SPLICES = 8
-    # One direction of one pair in one turn; then the others get theirs.
+    # One direction of one pair in one turn; then the others get theirs. A stream has one
+    # round where a thread relays it: more of it comes meanwhile, and who plays ping-pong
+    # beside it waits for two thirds as long (inline, each turn more costs a wake-up).
     TURN_ROUNDS = 4
     TURN_OCTETS = 1024 * 1024
     # A direction that has rested for this long starts as copy again.
@@ -420,6 +422,7 @@ cdef int dir_move(Relay *relay, Pair *pair, int d) noexcept nogil:
     cdef End *source = &pair.end[d]
     cdef End *destination = &pair.end[1 - d]
     cdef uint64_t start = dir.moved
+    cdef int most = 1 if dir.splicing and not relay.inline_ else TURN_ROUNDS
     cdef int rounds = 0
     cdef int step
     if dir.state == DONE:
@@ -443,7 +446,7 @@ cdef int dir_move(Relay *relay, Pair *pair, int d) noexcept nogil:
         if not source.readable or not destination.writable:
             step = WAIT
             break
-        if rounds >= TURN_ROUNDS or dir.moved - start >= TURN_OCTETS:
+        if rounds >= most or dir.moved - start >= TURN_OCTETS:
             step = MORE
             break
         rounds += 1
