@@ -1034,6 +1034,11 @@ cdef class Engine:
         if client.fd < 0 or remote.fd < 0 or client is remote:
             raise OSError(EBADF, "relay takes two open connections of this engine")
         pair = self.new_pair()
+        try:
+            pair.end[1].out_armed = self.send_early(pair, remote.fd, early)
+        except BaseException:
+            self.free_pair(pair)
+            raise
         if not client.counted:
             self.sessions += 1
         client.counted = False
@@ -1042,8 +1047,6 @@ cdef class Engine:
         remote.become(&pair.end[1], pair.relay)
         Py_INCREF(flow)
         pair.flow = <void *>flow
-        if self.send_early(pair, early):
-            pair.end[1].out_armed = 1
         handle = (<uint64_t>pair.generation << 32) | pair.index
         self.join(pair)
         return handle
@@ -1094,7 +1097,10 @@ cdef class Engine:
             pair.relay.pairs += 1
             pair.leaving = 0
             self.moved_on += 1
-            self.join(pair)
+            try:
+                self.join(pair)
+            except MemoryError as error:
+                self.report(error)  # the others have not joined yet
             pair = after
 
     # -- datagrams -----------------------------------------------------------
@@ -1200,14 +1206,13 @@ cdef class Engine:
         pair.next = self.arena.free
         self.arena.free = pair
 
-    cdef bint send_early(self, Pair *pair, bytes early) except -1:
+    cdef bint send_early(self, Pair *pair, int fd, bytes early) except -1:
         """Whether some of the client's early payload is left for the relay to send."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(early)
         cdef Direction *up = &pair.dir[UP]
         cdef ssize_t sent = 0
         if size:
-            sent = send(pair.end[1].fd, PyBytes_AS_STRING(early), size,
-                        MSG_DONTWAIT | MSG_NOSIGNAL)
+            sent = send(fd, PyBytes_AS_STRING(early), size, MSG_DONTWAIT | MSG_NOSIGNAL)
             sent = max(sent, 0)  # an error comes back when the relay tries
             up.moved = sent
         if sent == size:
