@@ -11,6 +11,7 @@ import gc
 import hashlib
 import os
 import random
+import resource
 import socket
 import subprocess
 import sys
@@ -168,6 +169,15 @@ class Rig:
         self.engine.close()
         for sock in self._open:
             sock.close()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """For tests that hold more than the 1,024 which are usual; comes before the engine."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import resource
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,14 +16,6 @@ from fastsocks.engine import CLIENT_RESET, FINISHED, IDLE, KILLED, REMOTE_RESET
 CROWD = 400  # sessions that stay idle, each with four descriptors
 ROUNDS = 10
 DOOMED = 50  # sessions that are killed at once
-
-
-@pytest.fixture
-def many_descriptors() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_kill_resets_both_ends(make_way):
@@ -50,7 +40,7 @@ async def test_kill_at_once_after_relay(make_way):
     await rig.at_rest()
 
 
-async def test_kill_at_once_while_a_crowd_is_welcomed(make_way, many_descriptors):
+async def test_kill_at_once_while_a_crowd_is_welcomed(many_descriptors, make_way):
     """The first order wakes a thread that has many sessions to make the acquaintance of;
     the next ones are about sessions that it has yet to hear of."""
     rig = make_way(idle_timeout=1)

@@ -208,7 +208,7 @@ async def test_closing_ends_those_on_either(make_rig):
     assert new.flow in [end[0] for end in rig.ends]
 
 
-async def test_an_order_to_end_finds_one_that_has_just_moved_on(make_rig):
+async def test_an_order_to_end_finds_one_that_has_just_moved_on(many_descriptors, make_rig):
     """A turn takes 256 events: one of those moves the session on, and the order is not
     among them."""
     rig = make_rig()
