@@ -880,6 +880,12 @@ cdef class Engine:
         except Exception as error:
             self.report(error)
 
+    def visit(self, session):
+        cdef Visit visit = Visit.__new__(Visit)
+        visit.engine = self
+        visit.session = session
+        return visit
+
     cdef resume(self, function, context, Outcome outcome):
         """Runs a callback at once where no Task is running, which is in a turn of the
         front but not in what that turn has resumed; else the loop does it soon."""
@@ -956,12 +962,6 @@ cdef class Engine:
             self.set_accepting(True)
 
     # -- dialling ------------------------------------------------------------
-
-    def visit(self, session):
-        cdef Visit visit = Visit.__new__(Visit)
-        visit.engine = self
-        visit.session = session
-        return visit
 
     def adopt(self, sock):
         cdef Conn conn
