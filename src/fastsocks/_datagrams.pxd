@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastsocks._address cimport Address, Endpoint
 from fastsocks._relay cimport Relay
 from fastsocks._udp cimport Assoc, AssocArena, UdpCommand, UdpOrder
+from fastsocks._visits cimport Turn
 
 
 cdef class Association:
@@ -39,5 +40,5 @@ cdef class Datagrams:
     cdef uint64_t take(self, Association association, int control, Relay *relay, flow) except 0
     cdef int kill(self, uint64_t handle) except -1
     cdef list drain(self)
-    cdef int put_questions(self, report) except -1
+    cdef int put_questions(self, Turn turn) except -1
     cdef int count(self, dict totals, Relay *relays, int relay_count) except -1

@@ -24,13 +24,11 @@ from fastsocks._address cimport (
 from fastsocks._linux cimport *
 from fastsocks._relay cimport *
 from fastsocks._udp cimport *
+from fastsocks._visits cimport Turn
 
 from fastsocks import engine as contract
 
-cdef tuple REASONS = (
-    contract.FINISHED, contract.CLIENT_RESET, contract.REMOTE_RESET,
-    contract.IDLE, contract.HALF_CLOSED, contract.KILLED,
-)
+cdef tuple REASONS = contract.REASONS
 
 cdef enum:
     ATYP_NAME = 3
@@ -232,7 +230,7 @@ cdef class Datagrams:
             assoc = after
         return batch
 
-    cdef int put_questions(self, report) except -1:
+    cdef int put_questions(self, Turn turn) except -1:
         """Asks, oldest first; of associations that have ended nothing is asked. Where
         asking fails the answer is no, for a moment: nothing may wait for ever."""
         cdef Question *question = <Question *>take_list(&self.asked)
@@ -260,7 +258,7 @@ cdef class Datagrams:
                 try:
                     association.on_ask(association, question.wire[0], raw, port)
                 except Exception as error:
-                    report(error)
+                    turn.report(error)
                     association.answer(question.wire[0], raw, port, None, DENIED_FOR)
             free(question)
         return 0

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The native engine (Linux) as Python sees it: accept, handshake and dial.
 
-    accept -> Conn --hand-over--> Pair (_relay.pyx) -> ended list -> on_closed
-                                    porch, then perhaps a relay thread
+    accept -> Conn --relay--> Pairs (_pairs.pyx) -> on_closed
+                 --associate--> Datagrams (_datagrams.pyx) -> on_closed
 
 Everything here runs on the event loop's thread, driven by an epoll of its own that
 is nested in the loop by one add_reader: edge-triggered inside (one registration
@@ -11,39 +11,24 @@ the loop come again). The porch, where pairs begin, shares this epoll and its tu
 must not know SOCKS.
 """
 
-import asyncio
 import logging
 import os
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_SetObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
 
 from fastsocks._address cimport Address, endpoint_of, os_error, parse_address
 from fastsocks._datagrams cimport Association, Datagrams
 from fastsocks._linux cimport *
+from fastsocks._pairs cimport Pairs
 from fastsocks._relay cimport *
-from fastsocks._udp cimport udp_abandon, udp_close
+from fastsocks._visits cimport Outcome, Turn, settled, unsettled, visit_of
 
-from fastsocks import engine as contract
 from fastsocks.errors import ClientGone
 from fastsocks.quiet import QuietLog
-
-cdef extern from "Python.h":
-    ctypedef enum PySendResult:
-        PYGEN_RETURN
-        PYGEN_ERROR
-        PYGEN_NEXT
-    PySendResult PyIter_Send(object iterator, object value, PyObject **result) except PYGEN_ERROR
-
-cdef tuple REASONS = (
-    contract.FINISHED, contract.CLIENT_RESET, contract.REMOTE_RESET,
-    contract.IDLE, contract.HALF_CLOSED, contract.KILLED,
-)
 
 cdef enum:
     FIRST_READ = 16 * 1024
@@ -51,8 +36,6 @@ cdef enum:
     ACCEPT_PAUSE_MS = 100
     # A refused client may send this much more before it is cut off.
     LINGER_OCTETS = 256 * 1024
-    # A session that never moves an octet gets its idle timer by this much late.
-    NUDGE_MS = 1000
 
 cdef enum Stage:
     NEW                 # accepted, nothing received: no Python knows of it
@@ -66,184 +49,6 @@ cdef enum Waiting:
     RECV
     SEND
     CONNECT
-
-
-@cython.final
-@cython.freelist(256)
-cdef class Outcome:
-    """What recv, send and dial return: often over before anybody awaits it.
-
-    A future as asyncio.Task knows them, but one that resumes its Task in the turn
-    of the event itself: no handle, no call_soon, no further turn of the loop.
-    """
-
-    cdef public bint _asyncio_future_blocking
-    cdef Engine engine
-    cdef bint over
-    cdef object value
-    cdef object error
-    cdef Visit visit            # that waits for it
-    cdef list callbacks         # (function, context) of others; made when there is one
-    cdef Conn dialled           # what cancel() has to close, while it is under way
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if not self.over:
-            self._asyncio_future_blocking = True
-            return self
-        if self.error is not None:
-            raise self.error
-        # What is raised gets a traceback: 2,800 instructions, of a session's 77,000 in user
-        # space. No value is a tuple, which would become the exception's arguments.
-        PyErr_SetObject(StopIteration, self.value)
-        raise StopIteration
-
-    def get_loop(self):
-        return self.engine.loop
-
-    def done(self):
-        return self.over
-
-    def cancelled(self):
-        return isinstance(self.error, asyncio.CancelledError)
-
-    def result(self):
-        if not self.over:
-            raise asyncio.InvalidStateError("not over yet")
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-    def exception(self):
-        if not self.over:
-            raise asyncio.InvalidStateError("not over yet")
-        if self.cancelled():
-            raise self.error
-        return self.error
-
-    def cancel(self, msg=None):
-        cdef Conn remote = self.dialled
-        if self.over:
-            return False
-        if remote is not None:
-            remote.waiter = None
-            remote.drop()
-        self.settle(None, asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
-        return True
-
-    def add_done_callback(self, function, *, context=None):
-        if self.over:
-            self.engine.loop.call_soon(function, self, context=context)
-        elif self.callbacks is None:
-            self.callbacks = [(function, context)]
-        else:
-            self.callbacks.append((function, context))
-
-    def remove_done_callback(self, function):
-        kept = [entry for entry in self.callbacks or () if entry[0] != function]
-        removed = len(self.callbacks or ()) - len(kept)
-        self.callbacks = kept
-        return removed
-
-    cdef settle(self, object value, object error):
-        """Once; resumes whoever waits, and so must be the last thing its caller does."""
-        if self.over:
-            return
-        self.over = True
-        self.value = value
-        self.error = error
-        self.dialled = None
-        visit, self.visit = self.visit, None
-        if visit is not None:
-            self.engine.go_on(visit)
-        callbacks, self.callbacks = self.callbacks, None
-        if callbacks is not None:
-            for function, context in callbacks:
-                self.engine.resume(function, context, self)
-
-
-cdef Outcome settled(Engine engine, object value, object error=None):
-    cdef Outcome outcome = Outcome.__new__(Outcome)
-    outcome.engine = engine
-    outcome.over = True
-    outcome.value = value
-    outcome.error = error
-    return outcome
-
-
-cdef Outcome unsettled(Engine engine):
-    cdef Outcome outcome = Outcome.__new__(Outcome)
-    outcome.engine = engine
-    return outcome
-
-
-@cython.final
-@cython.freelist(256)
-cdef class Visit:
-    """See engine.Visit. Drives a coroutine as a Task does, and is none for as long as that
-    waits for this engine only: a Task is entered in two registers, has a context of its
-    own and begins by a handle of the loop, which took 12,000 of a session's 86,000
-    instructions in user space.
-
-    Once there has to be a Task, this is its coroutine.
-    """
-
-    cdef Engine engine
-    cdef object session         # the coroutine that is driven
-    cdef Outcome waits_for
-    cdef object awaited         # by the session, when it became a Task
-    cdef readonly object task
-
-    def begin(self):
-        self.engine.go_on(self)
-
-    def cancel(self):
-        if self.task is not None:
-            self.task.cancel()
-        elif self.waits_for is not None:
-            self.waits_for.cancel()
-
-    cpdef step(self):
-        """To the next wait, or to the end."""
-        cdef PyObject *result = NULL
-        cdef PySendResult how
-        self.waits_for = None
-        try:
-            how = PyIter_Send(self.session, None, &result)
-        except asyncio.CancelledError:
-            return
-        awaited = <object>result
-        Py_DECREF(awaited)
-        if how == PYGEN_RETURN:
-            return
-        if type(awaited) is Outcome:
-            self.waits_for = <Outcome>awaited
-            self.waits_for._asyncio_future_blocking = False
-            self.waits_for.visit = self
-        else:
-            self.awaited = awaited
-            self.task = asyncio.Task(self, loop=self.engine.loop, name="fastsocks session")
-
-    # -- what is left of it, for its Task ------------------------------------
-
-    def __await__(self):
-        return self
-
-    def send(self, value):
-        awaited, self.awaited = self.awaited, None
-        return self.session.send(value) if awaited is None else awaited
-
-    def throw(self, *error):
-        self.awaited = None
-        return self.session.throw(*error)
-
-    def close(self):
-        self.session.close()
 
 
 @cython.final
@@ -306,7 +111,7 @@ cdef class Conn:
 
     def recv(self):
         data = self.recv_now()
-        return self.wait(RECV) if data is None else settled(self.engine, data)
+        return self.wait(RECV) if data is None else settled(self.engine.turn, data)
 
     def send_now(self, bytes data not None):
         self.check()
@@ -316,10 +121,10 @@ cdef class Conn:
 
     def sent(self):
         self.check()
-        return settled(self.engine, None) if self.unsent is None else self.wait(SEND)
+        return settled(self.engine.turn, None) if self.unsent is None else self.wait(SEND)
 
     def send(self, bytes data not None):
-        return settled(self.engine, None) if self.send_now(data) else self.wait(SEND)
+        return settled(self.engine.turn, None) if self.send_now(data) else self.wait(SEND)
 
     def has_left(self):
         return self.was_reset() or self.fin
@@ -356,6 +161,11 @@ cdef class Conn:
         if self.stage != LINGERING:
             self.drop()
 
+    def abandon(self):
+        """The dial that made it has been cancelled."""
+        self.waiter = None
+        self.drop()
+
     # -- for the engine ----------------------------------------------------
 
     cdef int check(self) except -1:
@@ -369,7 +179,7 @@ cdef class Conn:
 
     cdef object wait(self, Waiting what):
         self.waiting = what
-        self.waiter = unsettled(self.engine)
+        self.waiter = unsettled(self.engine.turn)
         self.watch()
         return self.waiter
 
@@ -589,74 +399,68 @@ cdef class Engine:
 
     cdef readonly object loop
     cdef readonly uint32_t sessions
+    cdef Turn turn
     cdef object settings
     cdef object on_closed
     cdef object quiet
     cdef list listeners         # (socket, on_client)
     cdef bint accepting
     cdef int epfd
-    cdef int ended_fd
-    cdef void *ended            # Pair list, pushed by the relay threads
     cdef Wheel wheel
     cdef Timer resume_timer     # accepting goes on
-    cdef Timer nudge_timer      # newcomers that no event has made known
     cdef char *buffer
     cdef PyObject **table       # Conn by index, NULL where free
     cdef uint32_t *generations
     cdef uint32_t table_size
     cdef list free_indices
-    cdef Arena arena
-    cdef Datagrams datagrams    # UDP associations, served by the same relays
-    cdef Relay *relays          # first the one without a thread, then those with one
-    cdef int relay_count
-    cdef bint threaded
+    cdef Pairs pairs
+    cdef Datagrams datagrams    # UDP associations, served by the relays of the pairs
     cdef bint keepalive         # where nothing else ends a session with a dead peer
     cdef uint64_t accepted
     cdef uint64_t pauses
-    cdef uint64_t relayed
-    cdef uint64_t moved_on      # from the porch
     cdef int effective_pipe
-    cdef bint resuming          # a turn is under way, and neither Task nor visit
 
     def __cinit__(self):
-        self.epfd = self.ended_fd = -1
-        self.wheel.fd = -1
+        self.epfd = self.wheel.fd = -1
 
     def __init__(self, loop, settings, on_closed):
-        cdef int i
         self.loop = loop
+        self.turn = Turn.__new__(Turn)
+        self.turn.loop = loop
         self.settings = settings
         self.on_closed = on_closed
         self.quiet = QuietLog(logging.getLogger("fastsocks"))
         self.listeners = []
         self.free_indices = []
+        self.pairs = Pairs(settings, self.turn)
         self.datagrams = Datagrams(settings)
         self.buffer = <char *>malloc(FIRST_READ)
-        self.threaded = settings.relay_threads > 0
         self.keepalive = settings.needs_keepalive
-        self.relays = <Relay *>calloc(1 + settings.relay_threads, sizeof(Relay))
-        if self.buffer == NULL or self.relays == NULL:
+        if self.buffer == NULL:
             raise MemoryError
-        self.epfd = epoll_create1(EPOLL_CLOEXEC)
-        self.ended_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if self.epfd < 0 or self.ended_fd < 0 or wheel_open(&self.wheel, self.epfd) < 0:
-            self.fail_to_start(errno)
-        if watch(self.epfd, EPOLL_CTL_ADD, self.ended_fd, EPOLLIN | EPOLLET, TAG_ENDED) < 0:
-            self.fail_to_start(errno)
         self.effective_pipe = pipe_probe(settings.pipe_size)
-        for i in range(1 + settings.relay_threads):
-            self.start_relay(&self.relays[i])
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+
+    cdef open(self):
+        cdef int failed
+        self.epfd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epfd < 0:
+            raise os_error(errno)
+        failed = wheel_open(&self.wheel, self.epfd)
+        if failed < 0:
+            raise os_error(-failed)
+        self.pairs.open(self.epfd, &self.wheel, self.datagrams)
         self.loop.add_reader(self.epfd, self.run_once)
 
     def __dealloc__(self):
-        cdef uint32_t i
-        self.end_relays()  # of an engine that nobody closed
+        self.end()  # of an engine that nobody closed
         free(self.buffer)
-        free(self.relays)
         free(self.table)
         free(self.generations)
-        for i in range(self.arena.count // CHUNK):
-            free(self.arena.chunks[i])
 
     @property
     def name(self):
@@ -665,7 +469,7 @@ cdef class Engine:
     def describe(self):
         settings = self.settings
         how = f"relay {settings.relay} "
-        how += f"in {settings.relay_threads} thread" if self.threaded else "inline"
+        how += f"in {settings.relay_threads} thread" if self.pairs.threaded else "inline"
         if settings.relay_threads > 1:
             how += "s"
         if settings.relay == "copy" or not settings.max_pipes:
@@ -845,19 +649,20 @@ cdef class Engine:
         cdef int count = epoll_wait(self.epfd, events, MAX_EVENTS, 0)
         if count < 0:
             return  # EINTR, after a stop of this process: nothing has been looked at
-        self.resuming = True
+        self.turn.under_way = True
         try:
             self.take_turn(events, count)
         finally:
-            self.resuming = False
+            self.turn.under_way = False
 
     cdef take_turn(self, epoll_event *events, int count):
         cdef int i
         cdef uint64_t data
         try:
-            self.relay_inline(events, count)
+            if self.pairs.take(events, count):
+                self.drain_ended()
         except Exception as error:
-            self.report(error)
+            self.turn.report(error)
         for i in range(count):
             data = events[i].data.u64
             if data & ASSOCIATION or not data & FRONT:
@@ -868,53 +673,20 @@ cdef class Engine:
                         self.drain_ended()
                     finally:
                         # With one left, no further one would make itself known.
-                        self.datagrams.put_questions(self.report)
+                        self.datagrams.put_questions(self.turn)
                 elif data >> 32 == 0 and data >= TAG_LISTENER:
                     self.accept(<uint32_t>(data - TAG_LISTENER))
                 else:
                     self.on_conn_event(data, events[i].events)
             except Exception as error:
-                self.report(error)
+                self.turn.report(error)
         try:
             self.expire()
         except Exception as error:
-            self.report(error)
+            self.turn.report(error)
 
     def visit(self, session):
-        cdef Visit visit = Visit.__new__(Visit)
-        visit.engine = self
-        visit.session = session
-        return visit
-
-    cdef resume(self, function, context, Outcome outcome):
-        """Runs a callback at once where no Task is running, which is in a turn of the
-        front but not in what that turn has resumed; else the loop does it soon."""
-        if not self.resuming:
-            self.loop.call_soon(function, outcome, context=context)
-            return
-        self.resuming = False
-        try:
-            if context is None:
-                function(outcome)
-            else:
-                context.run(function, outcome)
-        except Exception as error:
-            self.report(error)
-        finally:
-            self.resuming = self.epfd >= 0
-
-    cdef go_on(self, Visit visit):
-        """The same for a visit."""
-        if not self.resuming:
-            self.loop.call_soon(visit.step)
-            return
-        self.resuming = False
-        try:
-            visit.step()
-        except Exception as error:
-            self.report(error)
-        finally:
-            self.resuming = self.epfd >= 0
+        return visit_of(self.turn, session)
 
     cdef on_conn_event(self, uint64_t data, uint32_t events):
         cdef uint32_t index = <uint32_t>data & ~<uint32_t>FRONT
@@ -938,8 +710,8 @@ cdef class Engine:
                     break
                 if timer == &self.resume_timer:
                     self.set_accepting(True)
-                elif timer == &self.nudge_timer:
-                    self.nudge()
+                elif timer == &self.pairs.nudge_timer:
+                    self.pairs.nudge()
                 else:
                     conn = <Conn>timer.owner
                     conn.on_deadline()
@@ -950,11 +722,6 @@ cdef class Engine:
                 if timer == NULL:
                     break
                 timer_set(&self.wheel, timer, 0)
-
-    def report(self, error):
-        self.loop.call_exception_handler(
-            {"message": "fastsocks: error in a callback of the engine", "exception": error}
-        )
 
     cdef session_over(self):
         self.sessions -= 1
@@ -986,7 +753,7 @@ cdef class Engine:
         host, port = address
         cdef socklen_t length
         if client.fd < 0 or client.reset:
-            return settled(self, None, ClientGone("reset the connection before the dial"))
+            return settled(self.turn, None, ClientGone("reset the connection before the dial"))
         fd = -1
         try:
             length = parse_address(host, port, &target)
@@ -1006,24 +773,24 @@ cdef class Engine:
         except OSError as error:
             if fd >= 0:
                 close(fd)
-            return settled(self, None, error)
+            return settled(self.turn, None, error)
         remote = self.enter(fd)
         remote.address = target
         if not failed:
-            return settled(self, remote)
+            return settled(self.turn, remote)
         remote.stage = DIALING
         remote.registered = remote.watched = True
         failed = watch(self.epfd, EPOLL_CTL_ADD, fd, EPOLLOUT | EPOLLONESHOT, remote.tag())
         if failed < 0:
             remote.drop()
-            return settled(self, None, os_error(-failed))
+            return settled(self.turn, None, os_error(-failed))
         remote.client = client
         remote.older = client.dials
         client.dials = remote
         if timeout:
             remote.deadline(timeout)
         remote.waiting = CONNECT
-        remote.waiter = unsettled(self)
+        remote.waiter = unsettled(self.turn)
         remote.waiter.dialled = remote
         return remote.waiter
 
@@ -1033,75 +800,13 @@ cdef class Engine:
         cdef Pair *pair
         if client.fd < 0 or remote.fd < 0 or client is remote:
             raise OSError(EBADF, "relay takes two open connections of this engine")
-        pair = self.new_pair()
-        try:
-            pair.end[1].out_armed = self.send_early(pair, remote.fd, early)
-        except BaseException:
-            self.free_pair(pair)
-            raise
+        pair = self.pairs.prepare(remote.fd, early)
         if not client.counted:
             self.sessions += 1
         client.counted = False
-        self.relayed += 1
         client.become(&pair.end[0], pair.relay)
         remote.become(&pair.end[1], pair.relay)
-        Py_INCREF(flow)
-        pair.flow = <void *>flow
-        handle = (<uint64_t>pair.generation << 32) | pair.index
-        self.join(pair)
-        return handle
-
-    cdef join(self, Pair *pair):
-        """Puts a pair in the epoll of its relay. Whatever it has not dealt with makes an
-        event at once."""
-        cdef int failed = 0
-        cdef int which
-        if pair.relay.inline_:
-            pair_set_timer(pair.relay, pair)
-        elif pair_limit(pair.relay, pair):
-            # Before it can end, see relay_welcome(); without a wake-up, which would
-            # cost every session more than its timer is worth.
-            push_list(&pair.relay.newcomers, pair, <void **>&pair.next)
-            if self.nudge_timer.next == NULL:
-                timer_set(&self.wheel, &self.nudge_timer,
-                          pair.active_ms + min(pair_limit(pair.relay, pair), <uint64_t>NUDGE_MS))
-        store_u32(&pair.state, JOINING)
-        for which in range(2):
-            if failed == 0:
-                failed = watch(
-                    pair.relay.epfd, EPOLL_CTL_MOD if pair.end[which].known else EPOLL_CTL_ADD,
-                    pair.end[which].fd, WATCH_IN | (EPOLLOUT if pair.end[which].out_armed else 0),
-                    pair_data(pair, which))
-        if not swap_u32_if(&pair.state, JOINING, LIVE):
-            store_u32(&pair.state, LIVE)
-            self.command(pair.relay, RUN, pair.index, pair.generation)
-        if failed < 0:
-            self.command(pair.relay, KILL, pair.index, pair.generation)
-
-    cdef move_on(self):
-        """From the porch to the relays with threads. Nothing knows these pairs meanwhile:
-        the porch has noted all its events, and no thread has heard of them."""
-        cdef Relay *porch = &self.relays[0]
-        cdef Pair *pair = porch.leaving
-        cdef Pair *after
-        cdef int which
-        porch.leaving = NULL
-        while pair != NULL:
-            after = pair.next
-            timer_clear(&pair.timer)
-            for which in range(2):
-                watch(self.epfd, EPOLL_CTL_DEL, pair.end[which].fd, 0, 0)
-                pair.end[which].known = 0
-            porch.pairs -= 1
-            pair.relay = self.least_busy()
-            pair.relay.pairs += 1
-            pair.leaving = 0
-            self.moved_on += 1
-            try:
-                self.join(pair)
-            except MemoryError as error:
-                self.report(error)  # the others have not joined yet
-            pair = after
+        return self.pairs.begin(pair, flow)
 
     # -- datagrams -----------------------------------------------------------
 
@@ -1120,209 +825,33 @@ cdef class Engine:
         client.stage = GONE
         fd = client.leave()
         try:
-            return self.datagrams.take(association, fd, self.least_busy(), flow)
+            return self.datagrams.take(association, fd, self.pairs.least_busy(), flow)
         except BaseException:
             close(fd)
             self.session_over()
             raise
 
+    # -- ends ----------------------------------------------------------------
+
     def kill(self, uint64_t handle):
-        cdef uint32_t index = <uint32_t>handle
-        cdef Pair *pair
-        if index & ASSOCIATION:
+        if handle & ASSOCIATION:
             self.datagrams.kill(handle)
-            return
-        if index >= self.arena.count:
-            return
-        pair = arena_at(&self.arena, index)
-        if pair.generation == <uint32_t>(handle >> 32) and load_u32(&pair.state) != FREE:
-            self.command(pair.relay, KILL, index, pair.generation)
+        else:
+            self.pairs.kill(handle)
 
     def counters(self):
-        cdef int i
-        totals = {
-            "accepted": self.accepted, "accept_pauses": self.pauses, "relayed": self.relayed,
-            "moved_on": self.moved_on, "spliced": 0, "copied": 0, "pipes": 0, "pipes_refused": 0,
-            "slots": 0,
-        }
-        for i in range(self.relay_count):
-            totals["spliced"] += load_u64(&self.relays[i].stats.spliced)
-            totals["copied"] += load_u64(&self.relays[i].stats.copied)
-            totals["pipes"] += load_u64(&self.relays[i].stats.pipes)
-            totals["pipes_refused"] += load_u64(&self.relays[i].stats.refused)
-            totals["slots"] += self.relays[i].pairs
-        self.datagrams.count(totals, self.relays, self.relay_count)
+        totals = {"accepted": self.accepted, "accept_pauses": self.pauses}
+        self.pairs.count(totals)
+        self.datagrams.count(totals, self.pairs.relays, self.pairs.relay_count)
         return totals
 
-    cdef Pair *new_pair(self) except NULL:
-        """A cleared slot, given to the relay that has the fewest."""
-        cdef Pair *pair = self.arena.free
-        cdef Pair *chunk
-        cdef Relay *relay = &self.relays[0]
-        cdef int i
-        if relay.only_splice:
-            relay = self.least_busy()
-        if pair == NULL:
-            if self.arena.count == CHUNK * CHUNKS:
-                raise MemoryError
-            chunk = <Pair *>calloc(CHUNK, sizeof(Pair))
-            if chunk == NULL:
-                raise MemoryError
-            for i in range(CHUNK):
-                chunk[i].index = self.arena.count + i
-                chunk[i].next = &chunk[i + 1] if i + 1 < CHUNK else NULL
-            self.arena.chunks[self.arena.count // CHUNK] = chunk
-            self.arena.count += CHUNK
-            pair = chunk
-        self.arena.free = pair.next
-        relay.pairs += 1
-        pair.relay = relay
-        pair.timer.owner = <void *>pair
-        pair.next = NULL
-        pair.active_ms = monotonic_ms()
-        pair.dir[UP].splicing = pair.dir[DOWN].splicing = relay.only_splice
-        return pair
-
-    cdef Relay *least_busy(self):
-        """Of those with a thread, where there are any."""
-        cdef int first = 1 if self.threaded else 0
-        cdef Relay *relay = &self.relays[first]
-        cdef int i
-        for i in range(first + 1, self.relay_count):
-            if self.relays[i].pairs < relay.pairs:
-                relay = &self.relays[i]
-        return relay
-
-    cdef free_pair(self, Pair *pair):
-        cdef uint32_t generation = pair.generation
-        pair.relay.pairs -= 1
-        # The generation goes first: from then on no event or command finds the slot.
-        store_u32(&pair.generation, generation + 1)
-        store_u32(&pair.state, FREE)
-        memset(&pair.timer, 0, sizeof(Timer))
-        memset(pair.end, 0, sizeof(pair.end))
-        memset(pair.dir, 0, sizeof(pair.dir))
-        pair.queued = pair.leaving = pair.turns = 0
-        pair.next = self.arena.free
-        self.arena.free = pair
-
-    cdef bint send_early(self, Pair *pair, int fd, bytes early) except -1:
-        """Whether some of the client's early payload is left for the relay to send."""
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(early)
-        cdef Direction *up = &pair.dir[UP]
-        cdef ssize_t sent = 0
-        if size:
-            sent = send(fd, PyBytes_AS_STRING(early), size, MSG_DONTWAIT | MSG_NOSIGNAL)
-            sent = max(sent, 0)  # an error comes back when the relay tries
-            up.moved = sent
-        if sent == size:
-            return False
-        up.spill = <char *>malloc(size - sent)
-        if up.spill == NULL:
-            raise MemoryError
-        memcpy(up.spill, PyBytes_AS_STRING(early) + sent, size - sent)
-        up.spill_to = size - sent
-        return True
-
-    cdef command(self, Relay *relay, Order order, uint32_t index, uint32_t generation):
-        cdef Command *command = <Command *>malloc(sizeof(Command))
-        if command == NULL:
-            raise MemoryError
-        command.order = order
-        command.index = index
-        command.generation = generation
-        relay_order(relay, command)
-
-    cdef nudge(self):
-        cdef int i
-        for i in range(1, self.relay_count):
-            eventfd_write(self.relays[i].wake_fd, 1)
-
     cdef drain_ended(self):
-        """Takes what the relays have ended, in one batch, and frees the slots."""
-        cdef Pair *pair = <Pair *>take_list(&self.ended)
-        cdef Pair *after
-        cdef list batch = []
-        while pair != NULL:
-            after = pair.next
-            flow = <object>pair.flow
-            batch.append((flow, pair.dir[UP].moved, pair.dir[DOWN].moved,
-                          REASONS[pair.reason], pair.error))
-            Py_DECREF(flow)
-            self.free_pair(pair)
+        """Tells of what the relays have ended, in one batch."""
+        cdef list batch = self.pairs.drain() + self.datagrams.drain()
+        for _ in batch:
             self.session_over()
-            pair = after
-        associations = self.datagrams.drain()
-        for _ in associations:
-            self.session_over()
-        batch += associations
         if batch:
             self.on_closed(batch)
-
-    # -- start and end -------------------------------------------------------
-
-    cdef start_relay(self, Relay *relay):
-        cdef int failed
-        settings = self.settings
-        relay.arena = &self.arena
-        relay.ended = &self.ended
-        relay.ended_fd = self.ended_fd
-        relay.epfd = relay.wake_fd = relay.wheel.fd = -1
-        if relay == &self.relays[0]:
-            relay.inline_ = True
-            relay.porch = self.threaded
-            relay.epfd = self.epfd
-        relay.pipe_size = settings.pipe_size
-        relay.max_pipes = self.share_of_pipes(relay)
-        relay.may_splice = settings.relay != "copy" and (relay.max_pipes or not relay.porch)
-        relay.only_splice = settings.relay == "splice"
-        relay.idle_ms = <uint64_t>(settings.idle_timeout * 1000)
-        relay.half_ms = <uint64_t>(settings.half_closed_timeout * 1000)
-        self.relay_count += 1
-        failed = relay_open(relay)
-        if failed < 0:
-            self.fail_to_start(-failed)
-        try:
-            self.datagrams.serve_on(relay)
-        except BaseException:
-            self.close()
-            raise
-        if relay.inline_:
-            return
-        failed = pthread_create(&relay.thread, NULL, relay_thread, relay)
-        if failed:
-            self.fail_to_start(failed)
-        relay.started = True
-        pthread_setname_np(relay.thread, b"fastsocks-relay")
-
-    cdef int share_of_pipes(self, Relay *relay):
-        """An eighth is for the porch, where few are held: none where there are hardly any.
-        A thread has one at least, if there are any."""
-        cdef int every = self.settings.max_pipes
-        cdef int threads = self.settings.relay_threads
-        if not threads:
-            return every
-        if relay.porch:
-            return every // 8
-        return max(every // threads - every // threads // 8, 1 if every else 0)
-
-    cdef relay_inline(self, epoll_event *events, int count):
-        """A turn of the relay that has no thread: before the front's own, so that a pair
-        of this batch is not handed over, or freed, before its events are noted."""
-        cdef Relay *relay = &self.relays[0]
-        with nogil:
-            relay_take(relay, events, count)
-        if relay.run_first != NULL:
-            eventfd_write(relay.wake_fd, 1)
-        if relay.leaving != NULL:
-            self.move_on()
-        if relay.batch != NULL:
-            relay_publish(relay)
-            self.drain_ended()
-
-    cdef fail_to_start(self, int error):
-        self.close()
-        raise os_error(error)
 
     def close(self):
         cdef uint32_t index
@@ -1330,38 +859,26 @@ cdef class Engine:
         if self.epfd < 0:
             return
         self.stop_listening()
-        timer_clear(&self.nudge_timer)
         for index in range(self.table_size):
             if self.table[index] != NULL:
                 conn = <Conn>self.table[index]
                 conn.drop()
         self.loop.remove_reader(self.epfd)
-        self.end_relays()
+        self.end()
         self.drain_ended()
 
-    cdef void end_relays(self) noexcept:
-        """Joins the threads, ends their pairs and closes what is left, once."""
-        cdef Relay *relay
-        cdef int i
-        for i in range(self.relay_count):
-            relay = &self.relays[i]
-            store_u32(&relay.stopping, 1)
-            if relay.started:
-                eventfd_write(relay.wake_fd, 1)
-                # Waiting with the GIL held is safe: a relay thread never wants it.
-                pthread_join(relay.thread, NULL)
-            relay_abandon(relay)
-            udp_abandon(relay)
-            udp_close(relay)
-            relay_close(relay)
-        self.relay_count = 0
+    cdef void end(self) noexcept:
+        """Ends the relays, whose porch is in this epoll, before what they use goes."""
+        if self.pairs is not None:
+            self.pairs.end()
         if self.datagrams is not None:
             self.datagrams.closed = True
+        if self.turn is not None:
+            self.turn.closed = True
         if self.epfd >= 0:
             close(self.wheel.fd)
-            close(self.ended_fd)
             close(self.epfd)
-        self.epfd = self.ended_fd = self.wheel.fd = -1
+        self.epfd = self.wheel.fd = -1
 
 
 cdef int connect_now(int fd, sockaddr *address, socklen_t length) noexcept nogil:

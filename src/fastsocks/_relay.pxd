@@ -28,7 +28,7 @@ cdef struct Wheel:
     int fd              # a timerfd, watched by the epoll of the wheel's owner
 
 
-# How a session ended: indices of REASONS in _front.pyx.
+# How a session ended: indices of REASONS in engine.py.
 cdef enum:
     FINISHED
     CLIENT_RESET

@@ -4,7 +4,7 @@ never hold the GIL, and on the porch by the loop's thread, which releases it.
 
 It must not know Python objects: every function here is nogil and noexcept, takes
 the records of _relay.pxd, and answers with numbers. How a session came to be a pair
-is the front's business (_front.pyx); kernel facts are told where they matter.
+is not its business (_pairs.pyx); kernel facts are told where they matter.
 
 A pair's turn, for each direction:
 

@@ -26,6 +26,7 @@ REMOTE_RESET = "remote reset"
 IDLE = "idle timeout"
 HALF_CLOSED = "half-closed timeout"
 KILLED = "killed"
+REASONS = (FINISHED, CLIENT_RESET, REMOTE_RESET, IDLE, HALF_CLOSED, KILLED)
 
 KEEPALIVE_AFTER = 7200.0  # net.ipv4.tcp_keepalive_time in seconds, as systems ship it
 
