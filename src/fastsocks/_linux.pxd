@@ -189,6 +189,7 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:
         TCP_NODELAY
+        TCP_QUICKACK
 
 cdef extern from "<netinet/udp.h>" nogil:
     enum:

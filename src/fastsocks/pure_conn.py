@@ -102,6 +102,11 @@ class Conn:
         look.register(self.sock, sign)
         return bool(look.poll(0))
 
+    def acknowledge(self) -> None:
+        """At once: a sender without TCP_NODELAY may hold a last segment back until then."""
+        with contextlib.suppress(OSError, AttributeError):  # not TCP, or not Linux
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
     def deadline(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 UP, DOWN = 0, 1
 BUDGET = 4  # chunks that one pump moves before the others have a turn
+STREAM_READ = 1 << 15  # octets in one read that say it is a stream
 
 
 class Session:
@@ -53,7 +54,7 @@ class Session:
 
     async def _pump(self, way: int, source: Conn, sink: Conn, early: bytes) -> None:
         scratch = self.engine.scratch
-        rounds = 0
+        rounds = size = 0
         culprit = sink
         try:
             await self._deliver(way, source, sink, memoryview(early))
@@ -62,7 +63,9 @@ class Session:
                 try:
                     size = source.sock.recv_into(scratch)
                 except BlockingIOError:
-                    rounds = 0
+                    if size >= STREAM_READ:
+                        source.acknowledge()
+                    rounds = size = 0
                     await source.ready(READ)
                     continue
                 culprit = sink
