@@ -20,6 +20,7 @@ cdef class Pairs:
     cdef int ended_fd
     cdef void *ended            # Pair list, pushed by the relay threads
     cdef Timer nudge_timer      # newcomers that no event has made known
+    cdef int large              # more, the more of the last sessions were
     cdef uint64_t relayed
     cdef uint64_t moved_on      # from the porch
 
@@ -39,6 +40,7 @@ cdef class Pairs:
     cdef int order(self, Relay *relay, Order order, uint32_t index,
                    uint32_t generation) except -1
     cdef list drain(self)
+    cdef void learn(self, Pair *pair) noexcept
     cdef int count(self, dict totals) except -1
     cdef Relay *least_busy(self) noexcept
     cdef Pair *new_pair(self) except NULL

