@@ -393,7 +393,7 @@ cdef class Conn:
 
 
 @cython.final
-@cython.no_gc_clear  # what `datagrams` owns is in use until the relay threads are joined
+@cython.no_gc_clear  # the threads use what `pairs` and `datagrams` own until they are joined
 cdef class Engine:
     """See engine.Engine. One loop, one front; the relay threads are its own."""
 

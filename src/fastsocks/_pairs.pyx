@@ -33,8 +33,9 @@ cdef enum:
     # A session that moved this much had better begun on a thread: it costs 7 % less CPU
     # there at this size, 20 % at 1 MB and 15 % at 4 MB; one of 1 octet costs 15 % more.
     LARGE = 256 * 1024
-    # The last ones tell what the next will be: how many they are, in effect.
-    LAST = 16
+    # Each large one that ends adds to a count, every other takes from it, from 0 to this;
+    # in its upper half the next is taken to be large.
+    SWAY = 16
 
 
 @cython.final
@@ -306,7 +307,7 @@ cdef class Pairs:
         if pair.dir[UP].moved + pair.dir[DOWN].moved < LARGE:
             self.large = max(self.large - 1, 0)
         else:
-            self.large = min(self.large + 1, LAST)
+            self.large = min(self.large + 1, SWAY)
 
     cdef int count(self, dict totals) except -1:
         cdef Stats *stats
@@ -344,7 +345,7 @@ cdef class Pairs:
         cdef Pair *chunk
         cdef Relay *relay = &self.relays[0]
         cdef int i
-        if relay.only_splice or self.large > LAST // 2:
+        if relay.only_splice or self.large > SWAY // 2:
             relay = self.least_busy()
         if pair == NULL:
             if self.arena.count == CHUNK * CHUNKS:

@@ -412,7 +412,7 @@ cdef int dir_splice(Relay *relay, Pair *pair, int d) noexcept nogil:
         if errno == EINTR:
             return AGAIN
         if errno == EAGAIN and not fresh:
-            end_drained(source, True)
+            end_drained(source, dir.streak == 0)
             return AGAIN
         if errno != EAGAIN and errno != EINVAL:
             return pair_fault(pair, d)
