@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import namespace
@@ -27,13 +28,21 @@ from processes import Unmeasured
 from report import Table, Verdict, count_errors, judge, lay_out, summarise
 from system import Kind, System
 from systems import SYSTEMS, named
-from workloads import ALL, Outcome, Workload
+from workloads import ALL, ITSELF, Outcome, Workload
 
 LEFT_OUT = "FASTSOCKS_BENCH_LEFT_OUT"  # the systems that are missing, and why
 USUAL = (
     *("direct", "fastsocks", "fastsocks-python"),
     *("haproxy", "microsocks", "dante", "go-socks5"),
 )
+
+
+@dataclass(slots=True)
+class Runs:
+    """Of one system in one workload."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    given_up: str = ""  # why there are no more
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -156,46 +165,60 @@ def run(options: argparse.Namespace, systems: list[System], place: Place, notes:
         sep="\n",
     )
     tables: dict[str, Table] = {}
-    for workload in options.workloads:
-        text, tables[workload.name], record["workloads"][workload.name] = compare(
-            workload, systems, place, options, tables
-        )
-        print(f"\n{text}", flush=True)
+    for workloads in in_turn(options.workloads):
+        runs = measure_all(workloads, systems, place, options)
+        for workload in workloads:
+            text, tables[workload.name], record["workloads"][workload.name] = compare(
+                workload, runs[workload.name], options.rounds, tables
+            )
+            print(f"\n{text}", flush=True)
         if options.json:
             with open(options.json, "w") as file:
                 json.dump(record, file, indent=1)
 
 
-def compare(
-    workload: Workload,
-    systems: list[System],
-    place: Place,
-    options: argparse.Namespace,
-    earlier: dict[str, Table],
-) -> tuple[str, Table, dict[str, Any]]:
-    if workload.idle:  # there is no server to look at
-        systems = [system for system in systems if system.kind is not Kind.NOTHING]
-    outcomes: dict[System, list[Outcome]] = {system: [] for system in systems}
-    reasons: dict[System, str] = {}
-    for number in range(options.rounds):
-        for system in systems:
-            if system in reasons:
-                continue
-            _progress(f"{workload.name}, round {number + 1} of {options.rounds}: {system.name}")
-            try:
-                outcome = measure(
-                    system,
-                    workload,
-                    options.seconds,
-                    place,
-                    unprivileged=options.unprivileged,
-                )
-            except Unmeasured as why:
-                reasons[system] = str(why)
-            else:
-                outcomes[system].append(outcome)
-    _progress("")
+def in_turn(workloads: list[Workload]) -> list[list[Workload]]:
+    """One after the other, but for those with a bar that is another's figure: a machine is
+    not the same minutes later."""
+    groups: dict[str, list[Workload]] = {}
+    for workload in workloads:
+        named = [bar.against for bar in workload.bars if (bar.against or "").startswith(ITSELF)]
+        home = named[0].removeprefix(ITSELF) if named else workload.name
+        groups.setdefault(home if home in groups else workload.name, []).append(workload)
+    return list(groups.values())
 
+
+def measure_all(
+    workloads: list[Workload], systems: list[System], place: Place, options: argparse.Namespace
+) -> dict[str, dict[System, Runs]]:
+    """Every round of every system, by workload."""
+    runs: dict[str, dict[System, Runs]] = {}
+    for workload in workloads:
+        served = [s for s in systems if s.kind is not Kind.NOTHING]  # one of idle ones looks at it
+        runs[workload.name] = {system: Runs() for system in (served if workload.idle else systems)}
+    for number in range(options.rounds):
+        for workload in workloads:
+            for system, found in runs[workload.name].items():
+                if found.given_up:
+                    continue
+                _progress(f"{workload.name}, round {number + 1} of {options.rounds}: {system.name}")
+                try:
+                    outcome = measure(
+                        system, workload, options.seconds, place, unprivileged=options.unprivileged
+                    )
+                except Unmeasured as why:
+                    found.given_up = str(why)
+                else:
+                    found.outcomes.append(outcome)
+    _progress("")
+    return runs
+
+
+def compare(
+    workload: Workload, runs: dict[System, Runs], rounds: int, earlier: dict[str, Table]
+) -> tuple[str, Table, dict[str, Any]]:
+    outcomes = {system: found.outcomes for system, found in runs.items()}
+    reasons = {system: found.given_up for system, found in runs.items() if found.given_up}
     table: Table = {s: summarise(workload, found) for s, found in outcomes.items() if found}
     errors = {system: count_errors(outcomes[system]) for system in table}
     verdicts: dict[System, list[Verdict]] = {
@@ -205,8 +228,8 @@ def compare(
     }
     text = lay_out(workload, table, errors, verdicts)
     for system, reason in reasons.items():
-        rounds = f"{len(outcomes[system])} of {options.rounds} rounds"
-        text += f"\n  {system.name} was given up after {rounds}: {reason}"
+        done = f"{len(outcomes[system])} of {rounds} rounds"
+        text += f"\n  {system.name} was given up after {done}: {reason}"
     record = {
         "title": workload.title,
         "reference": workload.reference,
@@ -224,7 +247,7 @@ def compare(
                 "given_up": reasons.get(system),
                 "outcomes": outcomes[system],
             }
-            for system in systems
+            for system in runs
         },
     }
     return text, table, record

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import render
+from run import in_turn
 from system import HERE
-from workloads import ALL
+from workloads import ALL, Workload
 
 RESULTS = HERE / "results"
 CORE = ["down-1", "down-16", "up-16", "conn", "conn-rst", "rr-64", "udp-64-8", "udp-bulk-up"]
@@ -36,8 +37,13 @@ QUICK = [
 ]
 SERIOUS = "direct,fastsocks,haproxy,microsocks,dante,go-socks5"
 THREADS = ",".join(f"fastsocks@--relay-threads {n}" for n in (0, 1, 2, 4))
-# One run, since a bar of the second compares it with the first.
-TOGETHER = {"conn-password": "conn"}
+# Many and short: what else runs on a machine comes and goes by the second. What has a bar
+# near what is found needs more of them; what only has its place in the comparison, fewer.
+ROUNDS = 5
+ROUNDS_CLOSE = 11
+ROUNDS_WIDE = 3
+EVERY_ROUNDS = f"{ROUNDS_WIDE}, {ROUNDS} or {ROUNDS_CLOSE}"
+CLOSE = {"conn", "conn-password", "rr-64", "rr-conn"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +89,23 @@ def main() -> int:
 
 def measure(part: Part, options: argparse.Namespace) -> None:
     whole: dict[str, Any] = {}
-    wide = {workload.name for workload in ALL if workload.wide}
-    for name in part.workloads:
-        together = [TOGETHER[name], name] if name in TOGETHER else [name]
-        # Many and short: what else runs on a machine comes and goes by the second.
-        rounds = options.rounds or (1 if options.quick else 3 if {*together} & wide else 5)
-        found = _run(part, together, rounds, options)
-        workloads = whole.get("workloads", {}) | {name: found["workloads"][name]}
-        whole = found | {"workloads": workloads, "rounds": "1" if options.quick else "3 or 5"}
+    chosen = [workload for workload in ALL if workload.name in part.workloads]
+    for group in in_turn(chosen):
+        names = [workload.name for workload in group]
+        rounds = options.rounds or (1 if options.quick else max(map(_rounds, group)))
+        found = _run(part, names, rounds, options)
+        workloads = whole.get("workloads", {}) | found["workloads"]
+        whole = found | {"workloads": workloads, "rounds": "1" if options.quick else EVERY_ROUNDS}
         if options.rounds:
             whole["rounds"] = str(options.rounds)
     # Only now: half a part shall not replace a whole one.
     (RESULTS / f"{part.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def _rounds(workload: Workload) -> int:
+    if workload.name in CLOSE:
+        return ROUNDS_CLOSE
+    return ROUNDS_WIDE if workload.wide else ROUNDS
 
 
 def _run(

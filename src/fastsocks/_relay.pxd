@@ -1,8 +1,8 @@
-# The C contract between the relay and the front: records, and what each field means.
+# The C contract between the relay and the loop's thread: records, and what each field means.
 #
-# A record has one owner at a time. The front fills a Pair and hands it over with
-# the state LIVE; from then on only its relay's thread touches it, until it comes
-# back on the ended list.
+# A record has one owner at a time. The loop's thread (_pairs.pyx) fills a Pair and
+# hands it over with the state LIVE; from then on only its relay's thread touches it,
+# until it comes back on the ended list.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 

@@ -513,7 +513,7 @@ cdef void pair_queue(Relay *relay, Pair *pair) noexcept nogil:
 
 
 cdef void pair_leave(Relay *relay, Pair *pair) noexcept nogil:
-    """Off the porch, with nothing in its pipes; the front does it when the turn is over."""
+    """Off the porch, with nothing in its pipes; _pairs.pyx does it when the turn is over."""
     cdef int d
     cdef int failed = 0
     if pair.leaving:
