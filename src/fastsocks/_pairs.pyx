@@ -115,14 +115,15 @@ cdef class Pairs:
 
     cdef int share_of_pipes(self, Relay *relay) except -1:
         """An eighth is for the porch, where few are held: none where there are hardly any.
-        A thread has one at least, if there are any."""
+        The threads share the rest, of which the first have one more where it leaves some."""
         cdef int every = self.settings.max_pipes
         cdef int threads = self.settings.relay_threads
+        cdef int porch = every // 8
         if not threads:
             return every
         if relay.porch:
-            return every // 8
-        return max(every // threads - every // threads // 8, 1 if every else 0)
+            return porch
+        return (every - porch + threads - (relay - self.relays)) // threads
 
     cdef void end(self) noexcept:
         """Joins the threads, ends their pairs and closes what is left, once."""

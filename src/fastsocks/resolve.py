@@ -134,7 +134,8 @@ class Resolver:
         answer: Answer = addresses
         if not addresses:
             failure = failure or f"no address ({self._prefer or 'any family'})"
-            answer = DialError(f"{lookup.name}: {failure}", Reply.HOST_UNREACHABLE)
+            reply = Reply.HOST_UNREACHABLE if lasting else Reply.GENERAL_FAILURE
+            answer = DialError(f"{lookup.name}: {failure}", reply)
         if lasting:
             self._cache.put(lookup.name, answer, REMEMBER_FOUND if addresses else REMEMBER_FAILED)
         for waiter in tuple(lookup.waiters):

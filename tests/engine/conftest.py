@@ -33,8 +33,15 @@ PATIENCE = 30.0  # seconds for what should come at once, on a machine busy elsew
 # the interpreter that waits for its end: so there the loop's thread relays.
 INLINE = {"relay_threads": 0} if os.environ.get("FASTSOCKS_TEST_INLINE") else {}
 
-# The engines with each way of relaying that they have.
-WAYS = ["native-auto", "native-copy", "native-splice", "python-copy"]
+# The engines with each way of relaying that they have, and what sets it. With auto and copy
+# a session begins on the loop's thread, and a short one ends there; to splice, on a thread.
+WAYS: dict[str, dict[str, Any]] = {
+    "native-auto": {"relay": "auto"},
+    "native-copy": {"relay": "copy"},
+    "native-splice": {"relay": "splice"},
+    "native-pipeless": {"relay": "splice", "max_pipes": 0},  # copies on a thread
+    "python-copy": {"relay": "copy"},
+}
 
 
 def payload(size: int, seed: int = 0) -> bytes:
@@ -215,8 +222,7 @@ def way(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make_way(way: str, start_engine: Callable[..., Rig]) -> Callable[..., Rig]:
     """make_way(**settings): runs the test once for each way of relaying of each engine."""
-    name, relay = way.split("-")
-    return lambda **settings: start_engine(name, relay=relay, **settings)
+    return lambda **settings: start_engine(way.split("-")[0], **settings | WAYS[way])
 
 
 @pytest.fixture

@@ -158,8 +158,13 @@ class Crowd:
             await loop.sock_recv(sock, 1000)
 
 
-async def test_10_000_sessions_with_random_aborts(make_engine, reset, until):
-    rig = make_engine(handshake_timeout=5, linger_timeout=0.2, max_pipes=16)
+# Of the native engine, on the loop's thread and on those that splice.
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [("native", {}), ("native", {"relay": "splice", "relay_threads": 2}), ("python", {})],
+)
+async def test_10_000_sessions_with_random_aborts(start_engine, reset, until, engine, settings):
+    rig = start_engine(engine, handshake_timeout=5, linger_timeout=0.2, max_pipes=16, **settings)
     crowd = Crowd(rig, reset, seed=1)
     tasks, descriptors = asyncio.all_tasks(), rig.descriptors()
     started = 0
@@ -188,9 +193,9 @@ async def test_10_000_sessions_with_random_aborts(make_engine, reset, until):
 @pytest.mark.parametrize(
     ("engine", "settings"),
     [
-        ("native", {"relay_threads": 0}),
-        ("native", {"relay_threads": 2}),
-        ("native", {"relay": "splice"}),
+        ("native", {}),
+        ("native", {"relay": "splice", "relay_threads": 2}),
+        ("native", {"relay": "splice", "relay_threads": 2, "max_pipes": 0}),
         ("python", {}),
     ],
 )

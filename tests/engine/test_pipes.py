@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 
 import pytest
 
@@ -55,6 +56,91 @@ async def test_small_messages_are_copied(start_engine, engine):
     await rig.over(relayed.client, relayed.remote)
     counters = rig.engine.counters()
     assert (counters["spliced"], counters["copied"]) == (0, 100_000)
+
+
+@NATIVE
+@pytest.mark.parametrize("relay_threads", [0, 1])
+@pytest.mark.parametrize("after", ["many of them", "a rest"])
+async def test_small_messages_are_copied_again_after_a_stream(
+    start_engine, payload, engine, relay_threads, after
+):
+    rig = start_engine(engine, relay_threads=relay_threads)
+    relayed = rig.relay()
+
+    async def send(size: int) -> None:
+        data = payload(size)
+        sending = asyncio.ensure_future(relayed.client.send(data))
+        assert await relayed.remote.read(size) == data
+        await sending
+
+    await send(8 * MIB)
+    if after == "a rest":
+        await asyncio.sleep(1.1)  # it is time that makes the difference
+    else:
+        for _ in range(20):
+            await send(100)
+    await rig.until(lambda: rig.moved() % MIB % 100 == 0, "all counted")
+    spliced, moved = rig.engine.counters()["spliced"], rig.moved()
+    assert spliced > 4 * MIB
+    for _ in range(5):
+        await send(100)
+    await rig.until(lambda: rig.moved() == moved + 500, "all counted")
+    assert rig.engine.counters()["spliced"] == spliced
+
+
+@NATIVE
+async def test_a_stream_that_rests_holds_no_pipe(start_engine, payload, engine):
+    """The next one gets it."""
+    rig = start_engine(engine, relay="splice", max_pipes=1)
+    size = 4 * MIB
+    for number in range(1, 4):
+        relayed = rig.relay()
+        data = payload(size, number)
+        sending = asyncio.ensure_future(relayed.client.send(data))
+        assert await relayed.remote.read(size) == data
+        await sending
+        await rig.until(lambda total=number * size: rig.moved() == total, "all counted")
+        assert rig.engine.counters()["spliced"] > (number - 0.1) * size
+    assert rig.engine.counters()["pipes"] == 1
+    assert rig.ends == []
+
+
+@NATIVE
+async def test_no_descriptor_for_a_pipe(start_engine, payload, engine):
+    """It is copied then; and spliced when there are some again."""
+    rig = start_engine(engine, relay="splice")
+    relayed = rig.relay()
+    data = payload(4 * MIB)
+
+    async def send() -> None:
+        sending = asyncio.ensure_future(relayed.client.send(data))
+        assert await relayed.remote.read(len(data)) == data
+        await sending
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        await send()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await rig.until(lambda: rig.moved() == len(data), "all counted")
+    counters = rig.engine.counters()
+    assert (counters["spliced"], counters["pipes"]) == (0, 0)
+    assert counters["pipes_refused"] > 0
+    deadline = rig.loop.time() + 20
+    while not rig.engine.counters()["spliced"]:
+        assert rig.loop.time() < deadline, "it never tried again"
+        await send()
+
+
+@NATIVE
+@pytest.mark.parametrize("max_pipes", [1, 2, 5, 30])
+async def test_all_threads_together_hold_no_more_pipes(start_engine, engine, max_pipes):
+    """Streams whose readers do not read: each would hold one."""
+    rig = start_engine(engine, relay="splice", relay_threads=4, max_pipes=max_pipes)
+    streams = [rig.relay(buffers=64 * 1024) for _ in range(max_pipes + 4)]
+    await rig.stuck(*(stream.client for stream in streams))
+    assert 0 < rig.engine.counters()["pipes"] <= max_pipes
 
 
 @NATIVE
@@ -120,6 +206,7 @@ async def test_pipes_go_round_when_their_users_are_blocked(make_way, payload):
     assert len(await holder.remote.read(stuck)) == stuck
 
 
+@pytest.mark.parametrize("way", ["native-auto", "native-copy", "native-splice", "python-copy"])
 def test_an_unprivileged_user_whose_pipe_quota_is_used_up(way, program):
     """Root never meets this quota (64 MB for all processes of a user), users do at once."""
     engine, relay = way.split("-")

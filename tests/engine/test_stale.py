@@ -16,8 +16,18 @@ import socket
 import pytest
 
 from fastsocks.engine import CLIENT_RESET, KILLED
+from support.namespaces import bare_network
 
-THREADS = pytest.mark.parametrize("relay_threads", [0, 1])
+# On the loop's thread, on a relay thread that splices, and on one that copies.
+THREADS = pytest.mark.parametrize(
+    "relaying",
+    [
+        {"relay_threads": 0},
+        {"relay_threads": 1, "relay": "splice"},
+        {"relay_threads": 1, "relay": "splice", "max_pipes": 0},
+    ],
+    ids=["loop", "splice", "copy"],
+)
 
 
 @pytest.fixture
@@ -36,6 +46,23 @@ def batch_of_two(rig, action):
     near.recv().add_done_callback(lambda _: action(doomed))
     doomed.recv()
     return first, second
+
+
+async def test_a_crowd_at_the_door_leaves_the_others_their_turn(rig):
+    served: list[object] = []
+    old, near = rig.connected()
+    said = near.recv()
+    listener = rig.hold(socket.create_server(("127.0.0.1", 0)))
+    rig.engine.listen(listener, lambda conn: served.append(conn))
+    for _ in range(40):
+        rig.connect(listener.getsockname()).sock.send(b"x")
+    old.sock.send(b"here")
+    rig.engine.run_once()
+    assert said.done()
+    assert 0 < len(served) < 40
+    await rig.until(lambda: len(served) == 40, "all are served")
+    for conn in served:
+        conn.close()
 
 
 async def test_a_reset_of_a_connection_that_was_closed_before_it(rig):
@@ -153,9 +180,9 @@ async def ping(relayed):
 @pytest.mark.parametrize("which", ["client", "remote"])
 @pytest.mark.parametrize("event", ["reset", "finish"])
 async def test_a_socket_that_somebody_else_has_open_too(
-    start_engine, reset, relay_threads, which, event
+    start_engine, reset, relaying, which, event
 ):
-    rig = start_engine("native", relay_threads=relay_threads)
+    rig = start_engine("native", **relaying)
     (client, near), (remote, far) = rig.pair(), rig.pair()
     rig.hold((near if which == "client" else far).dup())
     ended = rig.engine.relay(rig.engine.adopt(near), rig.engine.adopt(far), "ended", b"")
@@ -236,7 +263,7 @@ async def test_a_stream_leaves_the_others_their_turn(make_way):
 def test_urgent_data_that_nothing_announces(program):
     """Out of order, it gets in front without EPOLLPRI: splice finds nothing there, for ever,
     and only recv goes past it."""
-    process = program("urgent_unannounced", prefix=["unshare", "-r", "--net"])
+    process = program("urgent_unannounced", prefix=bare_network())
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, process.log.read_text()
     got = "AAAA" + "BBBB" + "C" * 40 + "DDDD"

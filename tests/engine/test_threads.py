@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from support.programs import missing
+
 ROOT = Path(__file__).parents[2]
 SUPPRESSIONS = Path(__file__).with_name("tsan.supp")
 SECONDS = 4
@@ -51,7 +53,8 @@ def runtime():
         check=True,
         timeout=10,
     ).stdout.strip()
-    assert Path(found).is_absolute(), "gcc has no libtsan"
+    if not Path(found).is_absolute():
+        missing("ThreadSanitizer", "install the libtsan of your gcc")
     return found
 
 
@@ -72,10 +75,11 @@ def test_the_extensions_are_instrumented(sanitized):
             assert b"__tsan_atomic" in octets, extension
 
 
-def stressed(program, name, sanitized, runtime):
+def stressed(program, name, sanitized, runtime, *arguments):
     """Runs it under the sanitizer, which must have nothing to say; returns its findings."""
     process = program(
         name,
+        *arguments,
         str(SECONDS),
         prefix=fixed_addresses(),
         PYTHONPATH=str(sanitized),
@@ -94,9 +98,11 @@ def stressed(program, name, sanitized, runtime):
     return result
 
 
-def test_the_hand_over_is_free_of_races(sanitized, runtime, program):
-    result = stressed(program, "handed_over", sanitized, runtime)
+@pytest.mark.parametrize("relay", ["auto", "splice"])
+def test_the_hand_over_is_free_of_races(sanitized, runtime, program, relay):
+    result = stressed(program, "handed_over", sanitized, runtime, relay)
     assert set(result["reasons"]) >= {"finished", "killed", "client reset", "remote reset"}
+    assert (result["moved_on"] > 100) == (relay == "auto")
 
 
 def test_associations_are_free_of_races(sanitized, runtime, program):

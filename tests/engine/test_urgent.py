@@ -58,6 +58,26 @@ async def test_in_the_middle(make_way, before, after):
     await finish(rig, relayed, len(head) + len(tail))
 
 
+async def test_downwards(make_way):
+    rig = make_way()
+    relayed = rig.relay()
+    head, tail = plain(3 * MIB), plain(1000)
+
+    async def talk() -> None:
+        await relayed.remote.send(head)
+        send_urgent(relayed.remote)
+        await relayed.remote.send(tail)
+        relayed.remote.finish()
+
+    sending = asyncio.ensure_future(talk())
+    assert without_urgent(await relayed.client.read_to_end()) == head + tail
+    await sending
+    relayed.client.finish()
+    _, up, down, reason, _ = await rig.ended()
+    assert (up, reason) == (0, FINISHED)
+    assert len(head) + len(tail) <= down <= len(head) + len(tail) + 1
+
+
 async def test_in_front_of_everything(make_way, calm):
     rig = make_way()
     relayed = rig.relay()

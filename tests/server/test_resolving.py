@@ -25,7 +25,6 @@ async def reply_to(client, say, host: str, port: int = 80) -> bytes:
         socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
         socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
         socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure"),
-        OSError(24, "Too many open files"),
         UnicodeError("label too long"),
         [],
     ],
@@ -39,6 +38,13 @@ async def test_name_without_an_address(server, dial, say, names, books, answer):
     assert names.asked == ["nowhere.example"]
     client.close()
     assert await ledger.outstanding() == {}
+
+
+async def test_out_of_descriptors_is_our_own_trouble(server, dial, say, names):
+    """Nothing is known of the name then: the client may try it elsewhere."""
+    names.answers["fine.example"] = OSError(24, "Too many open files")
+    client = await dial(server)
+    assert await reply_to(client, say, "fine.example") == say.failed(1)
 
 
 async def test_resolver_that_fails_in_a_way_nobody_thought_of(serve, dial, say, echo, names):

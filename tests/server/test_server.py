@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import inspect
 import logging
 import os
 import socket
@@ -204,6 +206,27 @@ async def test_a_stopped_server_starts_again(serve, dial, names, echo):
             assert await client.echoes()
 
 
+# -- what stands --------------------------------------------------------------
+
+
+async def test_nothing_of_python_belongs_to_a_session_that_stands(serve, dial, echo):
+    """No Task and no coroutine, however many: the native engine alone has them."""
+    package = os.path.dirname(fastsocks.__file__)
+
+    def ours() -> int:
+        coroutines = (found for found in gc.get_objects() if inspect.iscoroutine(found))
+        return sum(found.cr_code.co_filename.startswith(package) for found in coroutines)
+
+    async with serve(engine="native") as server:
+        before = ours()
+        clients = [await dial(server) for _ in range(20)]
+        for client in clients:
+            assert (await client.connect(echo.host, echo.port))[1] == 0
+        assert ours() == before
+        for client in clients:
+            client.close()
+
+
 # -- what cannot start -------------------------------------------------------
 
 
@@ -219,6 +242,18 @@ async def test_port_taken(serve, descriptors_balance):
 async def test_address_of_another_machine(serve, descriptors_balance):
     with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:1080: "):
         async with serve(listen=["192.0.2.1:1080"], open=True):
+            pytest.fail("it runs")
+
+
+async def test_port_that_one_may_not_have(serve, monkeypatch, descriptors_balance):
+    """As for a user and the ports below 1024. Containers often allow those, so it is played."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:80: Permission denied"):
+        async with serve(listen=["127.0.0.1:80"]):
             pytest.fail("it runs")
 
 

@@ -46,6 +46,16 @@ def own_network(files: Mapping[str, Path] = {}) -> Iterator[list[str]]:
         holder.communicate(timeout=PATIENCE)
 
 
+def bare_network() -> list[str]:
+    """The start of a command line that runs the rest in a network of its own, as root in
+    there: what every user may, if the system lets users."""
+    command = [need("unshare"), "--user", "--map-root-user", "--net"]
+    tried = subprocess.run([*command, "true"], capture_output=True, timeout=PATIENCE)
+    if tried.returncode:
+        missing("the right to make a namespace", tried.stderr.decode().strip())
+    return command
+
+
 @contextlib.contextmanager
 def programs_in(
     namespace: list[str], environment: Mapping[str, str], logs: Path

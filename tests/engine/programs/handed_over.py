@@ -2,7 +2,10 @@
 # the loop and two relay threads: work for a tool that looks for races. Prints as JSON how many
 # there were and how many ends were told.
 #
-#     handed_over.py SECONDS
+#     handed_over.py RELAY SECONDS
+#
+# With "splice" they begin on a relay thread; with "auto" on the loop's, and most of them are let
+# be for about a second, by which they move on.
 #
 # Must not know: which tool is watching.
 
@@ -22,28 +25,38 @@ import uvloop
 
 from fastsocks import engine as contract
 
-ALIVE = 40  # sessions at once
+ALIVE = 100  # sessions at once
 MOST = 20_000
-SETTINGS = contract.Settings(
-    relay_threads=2, max_pipes=16, pipe_size=1 << 16, idle_timeout=0.3, half_closed_timeout=0.2
-)
+IDLE = {"splice": 0.3, "auto": 1.5}
+LET_BE = {"splice": [(0, 0)], "auto": [(0, 0), (0.95, 1.25), (0.95, 1.25)]}  # seconds, at random
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Stress:
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, relay: str, seconds: float) -> None:
         self.loop = asyncio.get_running_loop()
         self.random = random.Random(1)
         self.until = self.loop.time() + seconds
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.engine = contract.choose("native", self.loop, SETTINGS, self.on_closed)
+        settings = contract.Settings(
+            relay=relay,
+            relay_threads=2,
+            max_pipes=16,
+            pipe_size=1 << 16,
+            idle_timeout=IDLE[relay],
+            half_closed_timeout=0.2,
+        )
+        self.engine = contract.choose("native", self.loop, settings, self.on_closed)
+        self.let_be = LET_BE[relay]
         self.alive: dict[int, tuple[socket.socket, socket.socket, int]] = {}
+        self.begins: dict[int, float] = {}  # when it may be disturbed
         self.reasons: collections.Counter[str] = collections.Counter()
         self.started = 0
 
     def on_closed(self, ended: Sequence[contract.End]) -> None:
         for flow, _, _, reason, _ in ended:
             self.reasons[reason] += 1
+            del self.begins[flow]
             for sock in self.alive.pop(flow)[:2]:
                 sock.close()
 
@@ -66,6 +79,7 @@ class Stress:
             client.send(bytes(self.random.choice([1, 1000, 500_000])))
         handle = self.engine.relay(self.engine.adopt(near), self.engine.adopt(far), flow, early)
         self.alive[flow] = client, remote, handle
+        self.begins[flow] = self.loop.time() + self.random.uniform(*self.random.choice(self.let_be))
         if self.random.random() < 0.1:
             self.engine.kill(handle)
 
@@ -93,21 +107,24 @@ class Stress:
         while self.loop.time() < self.until and self.started < MOST:
             while len(self.alive) < ALIVE:
                 self.start()
-            for flow in self.random.sample(list(self.alive), 20):
+            due = [flow for flow, begin in self.begins.items() if begin <= self.loop.time()]
+            for flow in self.random.sample(due, min(20, len(due))):
                 self.disturb(flow)
             self.engine.counters()
             await asyncio.sleep(self.random.choice([0, 0, 0, 0.001]))
         while len(self.alive) > ALIVE // 2:
             self.engine.kill(next(iter(self.alive.values()))[2])
             await asyncio.sleep(0.001)
+        moved_on = self.engine.counters()["moved_on"]
         self.engine.close()
         self.listener.close()
         assert not self.alive, f"{len(self.alive)} ends were never told"
-        print(json.dumps({"started": self.started, "reasons": self.reasons}))
+        told = {"started": self.started, "reasons": self.reasons, "moved_on": moved_on}
+        print(json.dumps(told))
 
 
-async def main(seconds: str) -> None:
-    await Stress(float(seconds)).run()
+async def main(relay: str, seconds: str) -> None:
+    await Stress(relay, float(seconds)).run()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import random
 import pytest
 
 from fastsocks.engine import FINISHED
+from support.namespaces import bare_network
 from support.programs import need
 
 SOL_UDP, UDP_SEGMENT = 17, 103
@@ -147,7 +148,7 @@ def test_what_the_kernel_will_not_cut_is_sent_one_by_one(program, tmp_path):
     process = program(
         "udp_short_path",
         prefix=[
-            *("unshare", "--user", "--map-root-user", "--net"),
+            *bare_network(),
             *(need("strace"), "-f", "-e", "trace=sendmmsg", "-o", str(calls)),
         ],
         ASAN_OPTIONS="detect_leaks=0",  # which does not work in a program that is traced

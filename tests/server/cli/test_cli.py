@@ -292,11 +292,28 @@ def test_jsocks_files_are_taken_however_they_are_given(configured, tmp_path):
         ("--strict-methods", "strict_methods", True, False),
         ("--ident 10. --ident .=me;you", "ident", ["10.", ".=me;you"], []),
         ("--ident-timeout 0.5", "ident_timeout", 0.5, 3),
+        ("--engine python", "engine", "python", "auto"),
+        ("--relay copy", "relay", "copy", "auto"),
+        ("--relay-threads 3", "relay_threads", 3, 1),
+        ("--relay-threads auto", "relay_threads", os.cpu_count(), 1),
+        ("--pipe-size 128k", "pipe_size", 1 << 17, 1 << 20),
+        ("--max-pipes 7", "max_pipes", 7, None),
+        ("--max-sessions 9", "max_sessions", 9, None),
+        ("--handshake-timeout 1.5", "handshake_timeout", 1.5, 10),
+        ("--connect-timeout 1.5", "connect_timeout", 1.5, 10),
+        ("--idle-timeout 1.5", "idle_timeout", 1.5, 300),
+        ("--half-closed-timeout 1.5", "half_closed_timeout", 1.5, 60),
+        ("--grace 1.5", "grace", 1.5, 10),
     ],
 )
 def test_flag_reaches_the_configuration(configured, arguments, field, value, default):
     assert getattr(configured(*arguments.split()), field) == value
     assert getattr(configured(), field) == default
+
+
+def test_without_any_flag(configured):
+    config = configured()
+    assert (config.listen, config.users, config.open) == (["127.0.0.1:1080"], {}, False)
 
 
 @pytest.mark.parametrize("number", [0, 7])
