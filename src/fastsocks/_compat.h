@@ -6,10 +6,19 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/udp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
+
+/* Of Linux 4.18 and 5.0; glibc 2.28, against which wheels are built, has neither. */
+#ifndef UDP_SEGMENT
+#define UDP_SEGMENT 103
+#endif
+#ifndef UDP_GRO
+#define UDP_GRO 104
+#endif
 
 /* The prefix is for CPython 3.12, whose internal headers, which Cython includes, have
  * a read_u64 of their own. */

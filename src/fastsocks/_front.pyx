@@ -27,6 +27,7 @@ from fastsocks._pairs cimport Pairs
 from fastsocks._relay cimport *
 from fastsocks._visits cimport Outcome, Turn, settled, unsettled, visit_of
 
+from fastsocks.engine import CONTROL_KEEPALIVE
 from fastsocks.errors import ClientGone
 from fastsocks.quiet import QuietLog
 
@@ -142,6 +143,13 @@ cdef class Conn:
             timer_set(&self.engine.wheel, &self.timer, monotonic_ms() + <uint64_t>(seconds * 1000))
         else:
             timer_clear(&self.timer)
+
+    def time_left(self):
+        cdef uint64_t due = self.timer.due * TICK_MS
+        cdef uint64_t now = monotonic_ms()
+        if self.timer.next == NULL:
+            return 0.0 if self.expired else None
+        return (due - now) / 1000.0 if due > now else 0.0
 
     def refuse(self, bytes last_words not None):
         if self.fd < 0 or self.stage == LINGERING:
@@ -824,6 +832,7 @@ cdef class Engine:
         client.counted = False
         client.stage = GONE
         fd = client.leave()
+        probe(fd)
         try:
             return self.datagrams.take(association, fd, self.pairs.least_busy(), flow)
         except BaseException:
@@ -893,6 +902,19 @@ cdef int connect_now(int fd, sockaddr *address, socklen_t length) noexcept nogil
     if connect(fd, address, length) == 0:
         return 0
     return EINPROGRESS if errno == EALREADY else errno
+
+
+cdef void probe(int fd) noexcept:
+    """So that it ends some day after its client has; no error ends a session."""
+    cdef int on = 1
+    cdef int idle
+    cdef int interval
+    cdef int probes
+    idle, interval, probes = CONTROL_KEEPALIVE
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on))
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle))
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval))
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes))
 
 
 cdef int bind_source(int fd, str source, int family) except -1:

@@ -188,10 +188,13 @@ cdef extern from "<netinet/in.h>" nogil:
 
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:
+        TCP_KEEPCNT
+        TCP_KEEPIDLE
+        TCP_KEEPINTVL
         TCP_NODELAY
         TCP_QUICKACK
 
-cdef extern from "<netinet/udp.h>" nogil:
+cdef extern from "_compat.h" nogil:
     enum:
         SOL_UDP
         UDP_GRO

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from fastsocks.addresses import Judge
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import ClientGone, DialError, Reply, RuleDenied
-from fastsocks.literals import family_of
+from fastsocks.literals import family_of, literal_of
 from fastsocks.resolve import Resolver
+from fastsocks.waits import LOOK_INTERVAL, unless_reset
 
 # What a client may send before its peer is there; beyond, it has to wait.
 EARLY_LIMIT = 64 * 1024
 BACKLOG = 8
-LOOK_INTERVAL = 0.2  # seconds between looks at a client that is not read any more
 ACCEPT_RETRY = 0.1  # seconds without accepting when the system is out of something
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 ANYONE = frozenset({"0.0.0.0", "::"})
@@ -53,10 +53,11 @@ class Binder:
 
     async def listen(self, client: Conn, host: str, port: int, is_name: bool) -> Waiting:
         """Raises RuleDenied for a peer the client may not have, DialError for a name
-        without an address, OSError where nothing can listen."""
+        without an address, ClientGone, OSError where nothing can listen."""
         peers: tuple[str, ...] = (host,)
         if is_name:
-            found = await self._resolver.resolve(host, self._lookup_timeout, client.peer[0])
+            lookup = self._resolver.resolve(host, self._lookup_timeout, client.peer[0])
+            found = await unless_reset(client, lookup)
             # A client of SOCKS4a can be told no others than IPv4 addresses.
             peers = tuple(sorted(found, key=family_of))
         if peers[0] in ANYONE:
@@ -175,7 +176,7 @@ def address_towards(host: str) -> str:
     )[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
-        return str(probe.getsockname()[0])
+        return literal_of(probe.getsockname())
 
 
 def without_scope(host: str) -> str:

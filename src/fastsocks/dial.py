@@ -22,15 +22,13 @@ from collections.abc import Awaitable, Mapping, Sequence
 
 from fastsocks.addresses import Judge
 from fastsocks.engine import Conn, Engine
-from fastsocks.errors import ClientGone, Reply, reply_for
+from fastsocks.errors import Reply, reply_for
 from fastsocks.literals import family_of
 from fastsocks.resolve import Resolver
+from fastsocks.waits import unless_reset
 
 # Seconds between two attempts; RFC 8305 section 5 recommends it.
 STAGGER = 0.25
-
-# Seconds between two looks at whether the client of a look-up is still there.
-LOOK_INTERVAL = 0.2
 
 # Of several failures the one that says most about the host: it refuses, a packet filter
 # forbids it, it is silent; rather than that we lack a descriptor, a route or the family.
@@ -81,24 +79,13 @@ class Dialer:
 
     async def _dial_name(self, client: Conn, client_host: str, name: str, port: int) -> Conn:
         began = time.monotonic()
-        addresses = await self._look_up(client, client_host, name)
+        lookup = self._resolver.resolve(name, self._timeout, client_host)
+        addresses = await unless_reset(client, lookup)
         budget = self._timeout
         if budget:
             # Not 0, which would be no limit; an engine counts in milliseconds.
             budget = max(0.001, began + budget - time.monotonic())
         return await self._dial_known(client, client_host, addresses, port, budget)
-
-    async def _look_up(self, client: Conn, client_host: str, name: str) -> Sequence[str]:
-        """Given up when the client resets its connection. One that has sent FIN may be
-        waiting for its answer, so it is waited for."""
-        lookup = asyncio.ensure_future(self._resolver.resolve(name, self._timeout, client_host))
-        try:
-            while not (await asyncio.wait((lookup,), timeout=LOOK_INTERVAL))[0]:
-                if client.was_reset():
-                    raise ClientGone("reset its connection while its name was looked up")
-            return lookup.result()
-        finally:
-            lookup.cancel()
 
     def _dial_known(
         self, client: Conn, client_host: str, addresses: Sequence[str], port: int, budget: float

@@ -30,6 +30,11 @@ REASONS = (FINISHED, CLIENT_RESET, REMOTE_RESET, IDLE, HALF_CLOSED, KILLED)
 
 KEEPALIVE_AFTER = 7200.0  # net.ipv4.tcp_keepalive_time in seconds, as systems ship it
 
+# Of a connection on which nothing more is said, and whose client may have lost its power or
+# its network while targets go on sending: seconds until the first probe, between two, and
+# how many go unanswered.
+CONTROL_KEEPALIVE = (60, 20, 3)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
@@ -111,6 +116,9 @@ class Conn(Protocol):
 
     def deadline(self, seconds: float) -> None:
         """From now on, in place of the one before; 0 for none."""
+
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, 0 when it has passed; None where there is none."""
 
     def refuse(self, last_words: bytes) -> None:
         """Sends ``last_words``, then FIN, drains what the client still sends for
@@ -221,9 +229,9 @@ class Engine(Protocol):
 
     def associate(self, client: Conn, association: Association, flow: Any) -> int:
         """Takes both for good: the association lives as long as the connection, on
-        which nothing more is said. Told through ``on_closed`` with the octets of
-        payload passed on: FINISHED when the client sent FIN, else CLIENT_RESET, IDLE
-        or KILLED. Returns a handle for kill()."""
+        which nothing more is said, and which is probed (CONTROL_KEEPALIVE). Told
+        through ``on_closed`` with the octets of payload passed on: FINISHED when the
+        client sent FIN, else CLIENT_RESET, IDLE or KILLED. Returns a handle for kill()."""
 
     def kill(self, handle: int) -> None:
         """Ends a session by reset; nothing happens if it has ended by itself."""

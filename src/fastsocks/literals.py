@@ -6,6 +6,17 @@ It must not know who may reach it: addresses.py judges.
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
+
+
+def literal_of(address: tuple[Any, ...]) -> str:
+    """The host of a socket address: an IPv4-mapped one as IPv4, a link-local one with the
+    scope without which it means nothing."""
+    host = str(address[0])
+    if "." in host:
+        return host.removeprefix("::ffff:")
+    scope = address[3] if len(address) == 4 else 0
+    return f"{host}%{scope}" if scope and "%" not in host else host
 
 
 def is_literal(host: str) -> bool:

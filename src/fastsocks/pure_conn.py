@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsocks import engine as contract
 from fastsocks.errors import ClientGone
+from fastsocks.literals import literal_of
 
 if TYPE_CHECKING:
     from fastsocks.pure import Engine
@@ -29,6 +30,7 @@ CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
 # After a stop of this process its timers are first; what came meanwhile is read by then.
 SECOND_LOOK = 0.01
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)  # macOS has TCP_KEEPALIVE for it
 RDHUP = getattr(select, "POLLRDHUP", 0)  # not everywhere; then a FIN has to be read
 
 OnClient = Callable[[contract.Conn], None]
@@ -113,6 +115,20 @@ class Conn:
         self._expired = False
         loop = self.engine.loop
         self._timer = loop.call_later(seconds, self._on_deadline) if seconds else None
+
+    def time_left(self) -> float | None:
+        if self._timer is None:
+            return None
+        return max(0.0, self._timer.when() - self.engine.loop.time())
+
+    def probe(self) -> None:
+        """So that it ends some day after its client has."""
+        idle, interval, probes = contract.CONTROL_KEEPALIVE
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        with contextlib.suppress(OSError):  # not TCP, or reset already
+            self.sock.setsockopt(socket.IPPROTO_TCP, KEEPIDLE, idle)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
 
     def refuse(self, last_words: bytes) -> None:
         if not self._handed_over:
@@ -225,8 +241,4 @@ def endpoint_of(address: Any) -> tuple[str, int]:
     Unix socket has neither."""
     if not isinstance(address, tuple):
         return "", 0
-    host, port = address[:2]
-    if "." in host:
-        return host.removeprefix("::ffff:"), port
-    scope = address[3] if len(address) == 4 else 0
-    return f"{host}%{scope}" if scope else host, port
+    return literal_of(address), address[1]

@@ -22,12 +22,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 from fastsocks.clients import network_of
 from fastsocks.crew import Crew
 from fastsocks.errors import DialError, Reply
-from fastsocks.literals import family_of
+from fastsocks.literals import family_of, literal_of
 
 # A name that hangs keeps a thread for as long as the C library has patience (10 s and
 # more), whoever has given up; others need threads meanwhile. Idle ones end. One client
@@ -182,7 +181,7 @@ class Lookup:
         failure, lasting = "", True
         try:
             entries = socket.getaddrinfo(self.name, None, family, socket.SOCK_STREAM)
-            found = [_literal(sockaddr) for *_, sockaddr in entries]
+            found = [literal_of(sockaddr) for *_, sockaddr in entries]
         except socket.gaierror as error:
             failure = error.strerror or str(error)
         except OSError as error:  # our own trouble, such as no descriptor
@@ -239,12 +238,3 @@ def is_wanted(prefer: str, host: str) -> bool:
 def _settle(waiter: asyncio.Future[Answer], answer: Answer) -> None:
     if not waiter.done():
         waiter.set_result(answer)
-
-
-def _literal(sockaddr: tuple[Any, ...]) -> str:
-    """The address of a getaddrinfo entry, with the scope that a link-local one needs."""
-    host = str(sockaddr[0])
-    if host.startswith("::ffff:") and "." in host:
-        return host.removeprefix("::ffff:")
-    scope = sockaddr[3] if len(sockaddr) == 4 else 0
-    return f"{host}%{scope}" if scope and "%" not in host else host

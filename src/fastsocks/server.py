@@ -154,9 +154,7 @@ class Server:
             if config.udp
             else None,
         )
-        return Sessions(
-            engine, stages, self._quiet, config.strict_methods, config.handshake_timeout
-        )
+        return Sessions(engine, stages, self._quiet, config.strict_methods)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
         for end in ended:

@@ -63,8 +63,7 @@ class Stages:
 
 
 class Sessions:
-    """Those of a server, and what they share. ``run`` is one of them. ``login_timeout``
-    is in seconds, 0 for none."""
+    """Those of a server, and what they share. ``run`` is one of them."""
 
     def __init__(
         self,
@@ -72,7 +71,6 @@ class Sessions:
         stages: Stages,
         quiet: QuietLog,
         strict_methods: bool = False,
-        login_timeout: float = 0.0,
     ) -> None:
         users = stages.users
         self._engine = engine
@@ -80,7 +78,6 @@ class Sessions:
         self._custom = users if isinstance(users, Custom) else None
         self._login_needed = bool(users)
         self._strict_methods = strict_methods
-        self._login_timeout = login_timeout or None
         self._dialer = stages.dialer
         self._commands: dict[int, Command] = {wire.CONNECT: self._connect}
         if stages.binder is not None:
@@ -168,7 +165,7 @@ class Sessions:
                 answer = machine.choose(method)
             else:
                 if login_needed:
-                    await self._authenticate(event, flow)
+                    await self._authenticate(client, event, flow)
                 answer = machine.verdict(True)
             if not client.send_now(answer):
                 await client.sent()
@@ -183,20 +180,21 @@ class Sessions:
         """Whether the embedding program lets the client in as it is."""
         if self._custom is None:
             return False
-        async with within(self._login_timeout):
+        async with within(client.time_left()):
             return await self._custom.admits(client.peer)
 
     async def _identify(
         self, ident: Ident, client: Conn, flow: Flow, user_id: bytes | None
     ) -> None:
-        name = await ident.admit(client, user_id)
+        async with within(client.time_left()):
+            name = await ident.admit(client, user_id)
         if name is not None:
             flow.user = name.strip().decode("utf-8", "replace")
 
-    async def _authenticate(self, claim: Credentials, flow: Flow) -> None:
+    async def _authenticate(self, client: Conn, claim: Credentials, flow: Flow) -> None:
         granted = self._users.check_now(flow.client, claim.user, claim.password)
         if granted is None:
-            async with within(self._login_timeout):
+            async with within(client.time_left()):
                 granted = await self._users.verify(flow.client, claim.user, claim.password)
         if not granted:
             user = printable(claim.user[:64].decode("utf-8", "replace"))

@@ -1,4 +1,5 @@
-"""Time limits for what a session waits for elsewhere than at its engine.
+"""Limits to what a session waits for elsewhere than at its engine: time, and a client that
+is there to be answered.
 
 It must not know what is waited for.
 """
@@ -7,7 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastsocks.engine import Conn
+from fastsocks.errors import ClientGone
+
+LOOK_INTERVAL = 0.2  # seconds between two looks at a client that is not read
+
+Found = TypeVar("Found")
 
 
 @contextlib.asynccontextmanager
@@ -19,3 +28,16 @@ async def within(seconds: float | None) -> AsyncIterator[None]:
         await asyncio.sleep(0)  # a visit that waits for the loop becomes a Task
     async with asyncio.timeout(seconds):
         yield
+
+
+async def unless_reset(client: Conn, search: Coroutine[Any, Any, Found]) -> Found:
+    """Given up, with ClientGone, when the client resets its connection. One that has sent FIN
+    may be waiting for its answer, so it is waited for."""
+    found = asyncio.ensure_future(search)
+    try:
+        while not (await asyncio.wait((found,), timeout=LOOK_INTERVAL))[0]:
+            if client.was_reset():
+                raise ClientGone("reset its connection while its name was looked up")
+        return found.result()
+    finally:
+        found.cancel()

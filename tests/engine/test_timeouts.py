@@ -29,6 +29,23 @@ async def test_a_silent_client_is_closed_and_never_introduced(make_engine):
     await rig.at_rest()
 
 
+async def test_what_is_left_of_a_deadline(make_engine):
+    rig = make_engine()
+    client, conn = rig.connected()
+    assert conn.time_left() is None
+    conn.deadline(60)
+    assert 50 < conn.time_left() < 61
+    conn.deadline(0.1)
+    await rig.until(lambda: conn.time_left() == 0, "it has passed")
+    with pytest.raises(TimeoutError):
+        await conn.recv()
+    conn.deadline(0)
+    assert conn.time_left() is None
+    await client.send(b"x")
+    assert await conn.recv() == b"x"
+    conn.close()
+
+
 async def test_the_handshake_timeout_runs_from_accept_not_from_the_last_octet(make_engine):
     rig = make_engine(handshake_timeout=LATER)
     raised = asyncio.Event()

@@ -116,6 +116,19 @@ async def test_reset_while_its_name_hangs(serve, dial, say, names, until, books,
     assert errors() == []
 
 
+async def test_reset_while_the_name_of_a_peer_hangs(serve, dial, say, names, until, books, errors):
+    """The same of BIND."""
+    names.hang("slow.example")
+    async with serve(connect_timeout=0, allow_bind=True) as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("slow.example", 80, command=2))
+        await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
+        client.reset()
+        assert await ledger.outstanding() == {}
+    assert errors() == []
+
+
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_while_its_name_hangs(serve, dial, say, names, until, books, how, errors):
     names.hang("slow.example")

@@ -25,6 +25,23 @@ async def test_there_and_back(make_place):
     assert counters["udp_associations"] == 1
 
 
+async def test_its_connection_is_probed(make_place):
+    """Nothing is said on it, so a client that has lost its power would never be missed while
+    a target goes on sending."""
+    place = make_place()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place.rig.hold(socket.create_connection(listener.getsockname()))
+        control = listener.accept()[0]
+    with control.dup() as seen:
+        conn = place.rig.engine.adopt(control)
+        association = place.rig.engine.open_udp(conn, "127.0.0.1", (), lambda *_: None)
+        place.rig.engine.associate(conn, association, "flow")
+        assert seen.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        probing = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        found = tuple(seen.getsockopt(socket.IPPROTO_TCP, option) for option in probing)
+    assert found == contract.CONTROL_KEEPALIVE
+
+
 async def test_inline(make_place):
     place = make_place(relay_threads=0)
     client, target = place.client(), place.target()

@@ -9,7 +9,7 @@ import contextlib
 import pytest
 
 import fastsocks
-from fastsocks import session
+from fastsocks import session, waits
 from support.logins import WRONG
 
 PATIENCE = 20.0
@@ -101,6 +101,31 @@ async def test_a_program_that_hangs_has_the_time_of_a_handshake(serve, dial, say
         assert await client.ended()
         client.close()
         assert await ledger.outstanding() == {}
+
+
+@pytest.mark.parametrize("methods", [b"\x05\x01\x02", b"\x05\x02\x00\x02"])
+async def test_what_the_client_has_used_up_is_not_given_again(
+    serve, dial, say, monkeypatch, methods
+):
+    """Or a slow client and a slow program would have the time of two handshakes."""
+    given = []
+
+    def note(seconds):
+        given.append(seconds)
+        return waits.within(seconds)
+
+    async def never(client, method, credentials):
+        return False
+
+    monkeypatch.setattr(session, "within", note)
+    async with serve(authenticator=never, handshake_timeout=30) as server:
+        client = await dial(server)
+        await client.send(methods[:1])
+        await asyncio.sleep(0.5)  # it is time that is used up
+        await client.send(methods[1:] + say.login(b"alice", WRONG))
+        assert await client.to_end() == b"\x05\x02\x01\x01"
+    assert given
+    assert max(given) < 29.8
 
 
 async def test_a_client_that_leaves_a_hanging_program(serve, dial, say, books, until):

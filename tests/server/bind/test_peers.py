@@ -6,12 +6,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from fastsocks import addresses
 from fastsocks import bind as binding
 from support.bind import GREETED, STRANGER, refuses, relays, second
+from support.namespaces import bare_network
+from support.programs import need
+
+LINK_LOCAL = """
+import subprocess
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+subprocess.run(["ip", "-6", "addr", "add", "fe80::7/64", "dev", "lo"], check=True)
+from fastsocks.bind import address_towards
+print(address_towards("fe80::7%lo"))
+"""
 
 # -- the two replies -------------------------------------------------------------
 
@@ -35,6 +47,14 @@ async def test_socks5(offer, dial, say, books, host):
         client.close()
         peer.close()
         assert await ledger.outstanding() == {}
+
+
+def test_the_address_towards_a_link_local_peer_has_its_scope():
+    """Without it nothing can listen there."""
+    need("ip")
+    script = [sys.executable, "-c", LINK_LOCAL]
+    told = subprocess.run([*bare_network(), *script], check=True, capture_output=True, timeout=60)
+    assert told.stdout == b"fe80::7%1\n"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "peer.test"], ids=["4", "4a"])
