@@ -33,7 +33,7 @@ HEAD = """# Benchmarks
 
 ![fastsocks and its peers](benchmarks.svg)
 
-`make bench-peers` measures this page on your machine (under an hour; `bench/suite.py --quick`
+`make bench-peers` measures this page on your machine (about an hour; `bench/suite.py --quick`
 takes five minutes). What each workload is and how to read it is in
 [bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in brackets
 where there were several rounds. Ratios are in *italics*. Client, server and origin share the CPUs,
@@ -43,17 +43,17 @@ so compare within a table. `direct` is no proxy at all.
 Record = dict[str, Any]
 
 
-def write_all(results: Path) -> None:
+def write_all(results: Path, docs: Path = DOCS) -> None:
     parts = {
         name: json.loads(path.read_text())
         for name in PARTS
         if (path := results / f"{name}.json").exists()
     }
-    DOCS.mkdir(exist_ok=True)
-    (DOCS / "benchmarks.md").write_text(page(parts))
+    docs.mkdir(exist_ok=True)
+    (docs / "benchmarks.md").write_text(page(parts))
     if "loopback" in parts:
-        (DOCS / "benchmarks.svg").write_text(chart(parts["loopback"], OVERVIEW))
-        (DOCS / "benchmarks-detail.svg").write_text(chart(parts["loopback"], DETAIL))
+        (docs / "benchmarks.svg").write_text(chart(parts["loopback"], OVERVIEW))
+        (docs / "benchmarks-detail.svg").write_text(chart(parts["loopback"], DETAIL))
 
 
 # -- the page

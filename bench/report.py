@@ -80,7 +80,7 @@ def judge(
     elif rivals:
         best = (max if metric.more_is_better else min)(rivals, key=rivals.__getitem__)
         limit = rivals[best] * bar.factor
-        got = f"{own.median / rivals[best]:.2f} x {best}" if rivals[best] else f"{best} has none"
+        got = f"{own.median / rivals[best]:.2f} x {best}"
     else:
         return Verdict(bar, "?", f"{wanted}: {bar.against}: not in this run")
     passed = own.median >= limit if metric.more_is_better else own.median <= limit
@@ -98,7 +98,10 @@ def _rivals(bar: Bar, system: System, table: Table, earlier: dict[str, Table]) -
     return {
         other.name: figures[bar.metric].median
         for other, figures in table.items()
-        if bar.metric in figures and (other.kind in kinds or other.name == bar.against)
+        if bar.metric in figures
+        and (other.kind in kinds or other.name == bar.against)
+        # 0 is too little to be measured, as the CPU of who moves next to nothing.
+        and figures[bar.metric].median
     }
 
 

@@ -23,7 +23,11 @@ from system import HERE
 from workloads import ALL, Workload
 
 RESULTS = HERE / "results"
-CORE = ["down-1", "down-16", "up-16", "conn", "conn-rst", "rr-64", "udp-64-8", "udp-bulk-up"]
+CORE = [
+    *("down-1", "down-16", "down-256", "up-1", "up-16", "up-256"),
+    *("conn", "conn-rst", "conn-password", "rr-64"),
+    *("udp-64-8", "udp-bulk-up", "udp-bulk-down"),
+]
 QUICK = [
     "down-1",
     "down-16",

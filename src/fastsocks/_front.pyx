@@ -27,9 +27,11 @@ from fastsocks._pairs cimport Pairs
 from fastsocks._relay cimport *
 from fastsocks._visits cimport Outcome, Turn, settled, unsettled, visit_of
 
-from fastsocks.engine import CONTROL_KEEPALIVE
+from fastsocks import engine as contract
 from fastsocks.errors import ClientGone
 from fastsocks.quiet import QuietLog
+
+cdef tuple CONTROL_KEEPALIVE = contract.CONTROL_KEEPALIVE
 
 cdef enum:
     FIRST_READ = 16 * 1024

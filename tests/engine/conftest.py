@@ -33,6 +33,15 @@ PATIENCE = 30.0  # seconds for what should come at once, on a machine busy elsew
 # the interpreter that waits for its end: so there the loop's thread relays.
 INLINE = {"relay_threads": 0} if os.environ.get("FASTSOCKS_TEST_INLINE") else {}
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Programs of their own choose how they relay: with threads."""
+    if INLINE:
+        alone = [item for item in items if "program" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=alone)
+        items[:] = [item for item in items if item not in alone]
+
+
 # The engines with each way of relaying that they have, and what sets it. With auto and copy
 # a session begins on the loop's thread, and a short one ends there; to splice, on a thread.
 WAYS: dict[str, dict[str, Any]] = {

@@ -149,7 +149,7 @@ def test_what_the_kernel_will_not_cut_is_sent_one_by_one(program, tmp_path):
         "udp_short_path",
         prefix=[
             *bare_network(),
-            *(need("strace"), "-f", "-e", "trace=sendmmsg", "-o", str(calls)),
+            *(need("strace"), "-f", "-e", "trace=sendmmsg,sendmsg", "-o", str(calls)),
         ],
         ASAN_OPTIONS="detect_leaks=0",  # which does not work in a program that is traced
     )
