@@ -180,6 +180,13 @@ async def test_no_address_of_the_only_family_wanted(resolver, names, prefer, oth
     assert raised.value.reply is Reply.HOST_UNREACHABLE
 
 
+async def test_an_address_of_a_link_keeps_its_scope(resolver, names):
+    """fe80::1 alone is nowhere. Linux gives loopback the number 1."""
+    names.answers["link.example"] = ["fe80::1%1", "2001:db8::1"]
+    found = await resolver().resolve("link.example", 1, CLIENT)
+    assert found == ("fe80::1%1", "2001:db8::1")
+
+
 async def test_thousands_of_addresses_are_not_kept(resolver, names):
     names.answers["huge.example"] = [
         *(f"192.0.2.{number}" for number in range(256)),
