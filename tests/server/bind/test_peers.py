@@ -140,6 +140,17 @@ async def test_peer_of_a_family_that_is_not_used(offer, dial, say, settings):
         assert (await client.to_end())[:4] == GREETED + b"\x05\x08"
 
 
+async def test_it_listens_where_its_peer_reaches_it(offer, bind5, dial):
+    """That need not be where the client does, as on a host with two networks: here the
+    kernel goes to all of loopback from 127.0.0.1, and the client came to 127.0.0.3."""
+    async with offer(listen=["127.0.0.3:0"]) as server:
+        client, place = await bind5(server, "127.0.0.4")
+        assert place[0] == "127.0.0.1"
+        peer = await dial(place, source="127.0.0.4")
+        assert await second(client) == peer.name
+        await relays(client, peer)
+
+
 async def test_source_address_is_where_it_listens(offer, bind5, dial):
     async with offer(source="127.0.0.9") as server:
         client, place = await bind5(server, "127.0.0.1")
