@@ -24,6 +24,7 @@ PACKAGES = {
     "dnsmasq": "dnsmasq-base",
     "drill": "ldnsutils",
     "git": "git",
+    "ip": "iproute2",
     "java": "default-jre-headless",
     "javac": "default-jdk-headless",
     "kdig": "knot-dnsutils",
