@@ -1,6 +1,7 @@
 # Thousands of hostile clients at a server that is up: whatever they send, and however they
-# leave, nothing is logged as an error, every session ends, every descriptor comes back, and
-# the next client is served as if nothing had been.
+# leave, nobody gets to a remote without the login that is needed, nothing is logged as an
+# error, every session ends, every descriptor comes back, and the next client is served as if
+# nothing had been.
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import struct
 from contextlib import suppress
 from random import Random
 from socket import SO_LINGER, SOL_SOCKET
+from typing import Any
 
 import pytest
 
@@ -23,13 +25,24 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 PATIENCE = 10.0
 
 
-def redirected(stream: bytes, port: int) -> bytes:
-    """With the address of the echo server where an undamaged request has any other."""
-    target = port.to_bytes(2)
+# Of the right login, as it has to be somewhere in what is sent.
+RIGHT = b"\1%c%b%c%b" % (
+    len(messages.USER),
+    messages.USER,
+    len(messages.PASSWORD),
+    messages.PASSWORD,
+)
+
+
+def redirected(stream: bytes, where: Any) -> bytes:
+    """With this remote where an undamaged request has any other address."""
+    host, port = socket.inet_aton(where.host), where.port.to_bytes(2)
+    if stream.startswith(b"\4\1"):
+        stream = stream[:2] + port + host + stream[8:]
     for kind in (b"\5\1\0\1", b"\5\2\0\1"):
         at = stream.find(kind)
         if at >= 0 and len(stream) >= at + 10:
-            stream = stream[: at + 4] + b"\x7f\0\0\1" + target + stream[at + 10 :]
+            stream = stream[: at + 4] + host + port + stream[at + 10 :]
     return stream
 
 
@@ -42,10 +55,15 @@ def only_this_machine(host, *arguments, **settings):
     return real_getaddrinfo(host, *arguments, **settings)
 
 
-async def hostile(rng: Random, address: tuple[str, int], port: int) -> None:
-    stream = redirected(messages.conversation(rng), port)
+async def hostile(number: int, address: tuple[str, int], for_users: Any, for_others: Any) -> None:
+    """Who has the right login asks for the one remote, whoever has not for the other."""
+    rng = Random(SEED << 32 | number)
+    stream = messages.conversation(rng)
+    stream = redirected(stream, for_users if RIGHT in stream else for_others)
+    # From an address of its own, or a few wrong logins would hold up those of all others.
+    own = f"127.1.{number >> 8}.{number & 255}"
     with suppress(ConnectionError):
-        reader, writer = await asyncio.open_connection(*address)
+        reader, writer = await asyncio.open_connection(*address, local_addr=(own, 0))
         try:
             for segment in messages.cut(rng, stream):
                 if writer.transport.is_closing():
@@ -73,7 +91,7 @@ async def hostile(rng: Random, address: tuple[str, int], port: int) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("login", [False, True], ids=["open", "login"])
 async def test_thousands_of_hostile_clients(
-    serve, monkeypatch, echo, dial, books, caplog, login
+    serve, monkeypatch, echo, remote, dial, say, books, caplog, login
 ) -> None:
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(socket, "getaddrinfo", only_this_machine)
@@ -88,21 +106,28 @@ async def test_thousands_of_hostile_clients(
         "bind_timeout": 1.0,
         "handshake_timeout": 2.0,
     }
+    forbidden = await remote(host="127.0.0.77")  # which no client hits on by itself
     async with serve(**settings) as server:
         ledger = books(server)
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(number: int) -> None:
             async with gate:
-                await hostile(Random(SEED << 32 | number), server.addresses[0], echo.port)
+                await hostile(number, server.addresses[0], echo, forbidden)
 
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS // 2):
                 group.create_task(one(number))
         assert await ledger.outstanding() == {}
-        if not login:
-            client = await dial(server)
+        assert echo.peers, "no login was right"
+        client = await dial(server)
+        if login:
+            assert not forbidden.peers, "somebody was let in without the right login"
+            assert await client.ask(b"\5\1\2" + RIGHT, 4) == b"\5\2\1\0"
+            assert (await client.ask(say.socks5(echo.host, echo.port), 10))[1] == 0
+        else:
+            assert forbidden.peers, "it is not the login that keeps them away"
             assert (await client.connect(echo.host, echo.port))[1] == 0
-            assert await client.echoes()
+        assert await client.echoes()
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert not errors, [record.getMessage() for record in errors]
