@@ -19,17 +19,12 @@ from random import Random
 
 from fastsocks.auth import choose_method
 from fastsocks.errors import ProtocolError, Reply
-from fastsocks.proto import udp, wire
+from fastsocks.proto import ident, udp, wire
 from fastsocks.proto.machine import Machine, Methods
 from fastsocks.proto.socks4 import Socks4
 from fastsocks.proto.socks5 import Socks5
 from fastsocks.proto.wire import Credentials, Request
 from fuzz import messages
-
-try:
-    from fastsocks.proto import ident
-except ImportError:  # an older fastsocks has none
-    ident = None  # type: ignore[assignment]
 
 SEED, CASES = 1928, 1_000_000
 BATCH = 10_000
@@ -136,8 +131,6 @@ def relay(rng: Random) -> None:
 
 
 def identify(rng: Random) -> None:
-    if ident is None:
-        return
     ports, kind = (
         rng.choice((b"6191, 1080", b"1,2", b"", b"6191,1080")),
         rng.choice((b"USERID", b"ERROR")),
@@ -165,7 +158,7 @@ def case(seed: int, number: int) -> None:
         case 0:
             relay(rng)
         case 1:
-            identify(rng) if ident else relay(rng)
+            identify(rng)
         case kind:
             talk(rng, login_needed=kind < 5, strict=kind == 7)
 
