@@ -20,6 +20,11 @@ from support.proxies import Proxy, running_dante, running_fastsocks
 PATIENCE = 5.0
 PROXIES = ("dante", "native", "python")
 USER, PASSWORD = b"alice", b"secret"
+# By crypt(3), as Dante wants it: openssl passwd -6 -salt fastsocks secret
+HASHED = (
+    "$6$fastsocks$s4kR2VL4CQq/hUX2r0jE.uZ93gubtApORnyKSzPMQt7XGGeAIOBKtyUaIz4rHL0DTeeJfX8XkKAnmPy2"
+    "GH1MS1"
+)
 
 
 @pytest.fixture(scope="session", params=PROXIES)
@@ -34,13 +39,17 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Proxy]:
         yield running
 
 
-# Dante has its users from the system, of which these tests add none. One for each test: after
-# wrong passwords a client's next answers are held back.
-@pytest.fixture(params=[name for name in PROXIES if name != "dante"])
+# One for each test: after wrong passwords a client's next answers are held back.
+@pytest.fixture(params=PROXIES)
 def locked_proxy(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Proxy]:
-    log = tmp_path_factory.mktemp("locked") / "stderr"
+    directory = tmp_path_factory.mktemp("locked")
     options = ("-u", USER.decode(), "-P", PASSWORD.decode())
-    with running_fastsocks(request.param, log, *options, secrets=(PASSWORD.decode(),)) as running:
+    secrets = (PASSWORD.decode(),)
+    with (
+        running_dante(directory, login=(USER.decode(), HASHED), outside="127.0.0.1")
+        if request.param == "dante"
+        else running_fastsocks(request.param, directory / "stderr", *options, secrets=secrets)
+    ) as running:
         yield running
 
 

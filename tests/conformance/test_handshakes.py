@@ -104,6 +104,7 @@ LOCKED_CASES = [
 # name of the case: (its answer, what then, why)
 REFUSED4 = (rb"\0\x5b.{6}", "close")
 NO_REPLY = (HELLO, "close", "closes without the reply RFC 1928, 6 asks for")
+NO_STATUS = (ASKED, "close", "closes without the status of RFC 1929, 2 if the version is not 1")
 # Debug log: the request is complete with the user id, connect() to 0.0.0.1 fails with EINVAL,
 # and the name is kept as early payload.
 NO_4A = (*REFUSED4, "knows SOCKS4 only, and takes 0.0.0.x for the address")
@@ -117,6 +118,8 @@ DANTE: dict[str, tuple[bytes, str, str]] = {
     "empty name": (HELLO + rb"\x05\x04\0\x03\0..", "close", "BND is a name"),
     "SOCKS4a": NO_4A,
     "SOCKS4a 0.0.0.255": NO_4A,
+    "version of the outer protocol": NO_STATUS,
+    "request without login": NO_STATUS,
 }
 # What the client reads to the end, once it has the answer.
 AFTERWARDS = {"close": b"", "echo": b"payloadbye"}
@@ -167,10 +170,11 @@ def test_handshake(proxy, dial, world, case) -> None:
 
 @pytest.mark.parametrize("case", LOCKED_CASES, ids=named)
 def test_handshake_with_login(locked_proxy, dial, world, case) -> None:
+    expected = expected_of(locked_proxy.name, case)
     for segments in every_way(case, world.fill(case.sent)):
-        answer, rest = play(dial(locked_proxy), case, segments)
-        assert re.fullmatch(case.answer, answer, re.DOTALL), (answer, segments)
-        assert rest == AFTERWARDS[case.then], segments
+        answer, rest = play(dial(locked_proxy), expected, segments)
+        assert re.fullmatch(expected.answer, answer, re.DOTALL), (answer, segments)
+        assert rest == AFTERWARDS[expected.then], segments
 
 
 @pytest.mark.parametrize(

@@ -24,15 +24,25 @@ for own, system in zip(files[::2], files[1::2]):
 print("up", flush=True)
 sys.stdin.read()
 """
+BIND = """
+while [ "$1" != -- ]; do "$0" --bind "$1" "$2" || exit; shift 2; done
+shift
+exec "$@"
+"""
+
+
+def to_bind(files: Mapping[str, Path]) -> list[str]:
+    """Each file and whose place it takes, one after the other."""
+    if os.geteuid():
+        missing("the right to make a namespace", "run the tests as root")
+    return [word for system, own in files.items() for word in (str(own), system)]
 
 
 @contextlib.contextmanager
 def own_network(files: Mapping[str, Path] = {}) -> Iterator[list[str]]:
     """The start of a command line that runs the rest in there, with loopback alone and
     with ``files`` in place of those of the system."""
-    if os.geteuid():
-        missing("the right to make a namespace", "run the tests as root")
-    pairs = [word for system, own in files.items() for word in (str(own), system)]
+    pairs = to_bind(files)
     holder = subprocess.Popen(
         [need("unshare"), "--net", "--mount", sys.executable, "-c", HOLD, need("mount"), *pairs],
         stdin=subprocess.PIPE,
@@ -44,6 +54,13 @@ def own_network(files: Mapping[str, Path] = {}) -> Iterator[list[str]]:
         yield [need("nsenter"), f"--net={own}/net", f"--mount={own}/mnt", "--"]
     finally:
         holder.communicate(timeout=PATIENCE)
+
+
+def with_files(files: Mapping[str, Path]) -> list[str]:
+    """The start of a command line that runs the rest with ``files`` in place of those of the
+    system, and in the network of everybody."""
+    command = [need("unshare"), "--mount", "sh", "-c", BIND, need("mount")]
+    return [*command, *to_bind(files), "--"]
 
 
 def bare_network() -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from support.namespaces import with_files
 from support.programs import READY_SECONDS, need, plain_environment, running_daemon, wait_until
 
 CALM_SECONDS = 30.0  # for a proxy whose clients have all gone to let go of their sockets
@@ -166,12 +167,23 @@ socks pass {{ from: ::/0 to: 0/0 log: connect disconnect error }}
 """
 
 
+def with_account(directory: Path, user: str, hashed: str) -> list[str]:
+    """The start of a command line that runs the rest where the system has this user, with a
+    password as crypt(3) has it."""
+    passwd, shadow = directory / "passwd", directory / "shadow"
+    passwd.write_text(f"{Path('/etc/passwd').read_text()}{user}:x:54321:54321::/:/bin/false\n")
+    shadow.write_text(f"{user}:{hashed}:20000:0:99999:7:::\n")
+    return with_files({"/etc/passwd": passwd, "/etc/shadow": shadow})
+
+
 @contextlib.contextmanager
 def running_dante(
-    directory: Path, *, login: bool = False, outside: str = OUTSIDE
+    directory: Path, *, login: tuple[str, str] | None = None, outside: str = OUTSIDE
 ) -> Iterator[Proxy]:
-    """With `login` it asks for the user and password of an account of this machine."""
+    """`login` is the user that it has, and the password as crypt(3) has it; None lets everyone
+    in. It asks the system for both, which is given such an account for it alone."""
     program = need("danted")
+    through = with_account(directory, *login) if login else []
     config, log = directory / "danted.conf", directory / "danted.log"
     log.touch()
 
@@ -181,7 +193,7 @@ def running_dante(
         config.write_text(
             DANTE.format(log=log, port=port, outside=outside, method=method, user=user)
         )
-        return [program, "-f", str(config), "-p", str(directory / "danted.pid")]
+        return [*through, program, "-f", str(config), "-p", str(directory / "danted.pid")]
 
     with running_daemon(command, directory / "output") as port:
         yield Proxy("dante", "127.0.0.1", port, log)
