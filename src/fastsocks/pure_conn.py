@@ -31,7 +31,12 @@ CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
 SECOND_LOOK = 0.01
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)  # macOS has TCP_KEEPALIVE for it
-RDHUP = getattr(select, "POLLRDHUP", 0)  # not everywhere; then a FIN has to be read
+# Linux has a sign for a FIN. On macOS poll() looks in the directions that it is asked about, and
+# no other, and POLLHUP says that nothing can come any more, or that nothing can be sent: which
+# is by a reset, as long as we have not finished.
+FIN = getattr(select, "POLLRDHUP", select.POLLHUP)
+RESET = select.POLLOUT
+OVER = FIN | select.POLLHUP | select.POLLERR
 
 OnClient = Callable[[contract.Conn], None]
 
@@ -91,18 +96,18 @@ class Conn:
         await self.sent()
 
     def has_left(self) -> bool:
-        return self._is_over(RDHUP)
+        return self._is_over(FIN)
 
     def was_reset(self) -> bool:
-        return self._is_over(0)
+        return self._is_over(RESET)
 
-    def _is_over(self, sign: int) -> bool:
-        """Whether there is that sign of an end, or of a reset, which comes unasked."""
+    def _is_over(self, asked: int) -> bool:
+        """Whether the answer to that is an end; Linux tells of a reset in any case."""
         if self._fd < 0:
             return True
         look = select.poll()
-        look.register(self.sock, sign)
-        return bool(look.poll(0))
+        look.register(self.sock, asked)
+        return any(told & OVER for _, told in look.poll(0))
 
     def acknowledge(self) -> None:
         """At once: a sender without TCP_NODELAY may hold a last segment back until then."""
