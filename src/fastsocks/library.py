@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import select
 import socket
 import ssl
@@ -74,8 +75,10 @@ def _check(sock: socket.socket) -> None:
         raise TypeError(f"relay() takes stream sockets, not {sock!r}")
     try:
         sock.getpeername()
-    except OSError:
-        if not was_reset(sock):
+    except OSError as error:
+        # To macOS a socket that was connected is an invalid one (EINVAL), and poll() tells
+        # nothing of it.
+        if error.errno != errno.EINVAL and not was_reset(sock):
             raise TypeError(f"relay() takes connected sockets, not {sock!r}") from None
 
 
@@ -87,6 +90,6 @@ def was_reset(sock: socket.socket) -> bool:
 
 
 def _on_closed(ended: Sequence[End]) -> None:
-    for done, up, down, reason, errno in ended:
+    for done, up, down, reason, error in ended:
         if not done.done():
-            done.set_result(Outcome(up, down, reason, errno))
+            done.set_result(Outcome(up, down, reason, error))
