@@ -150,8 +150,9 @@ class Waiting:
             loop.remove_reader(self._sock)
             loop.call_later(ACCEPT_RETRY, self._watch, arrival)
             return
-        host = without_scope(address[0])
-        if arrival.done() or (self._peers and host not in self._peers):
+        # On macOS who has reset his connection already comes without an address.
+        host = without_scope(address[0]) if address else ""
+        if not host or arrival.done() or (self._peers and host not in self._peers):
             peer.close()
         else:
             self.peer = host, address[1]

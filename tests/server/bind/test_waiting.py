@@ -271,6 +271,34 @@ async def test_out_of_descriptors_while_accepting(server, bind5, dial, monkeypat
     assert await client.receive() == b"at last"
 
 
+class Nameless(socket.socket):
+    """A listening socket on macOS, whose first client has reset its connection already."""
+
+    seen = False
+
+    def accept(self):
+        peer, address = super().accept()
+        first, self.seen = not self.seen, True
+        return peer, None if first else address
+
+
+async def test_connection_that_was_reset_before_it_was_accepted(
+    offer, bind5, dial, monkeypatch, books
+):
+    async with offer(bind_anyone=True) as server:
+        ledger = books(server)
+        with monkeypatch.context() as patch:
+            patch.setattr(binding.socket, "socket", Nameless)
+            client, place = await bind5(server, "0.0.0.0")
+        nobody = await dial(place)
+        assert await nobody.ended()
+        peer = await dial(place)
+        assert await second(client) == peer.name
+        for one in (nobody, client, peer):
+            one.close()
+        assert await ledger.outstanding() == {}
+
+
 async def test_connection_that_cannot_be_taken_over(server, bind5, dial, monkeypatch, books):
     """Whatever happens then, no descriptor of it is left."""
     ledger = books(server)
