@@ -29,6 +29,8 @@ log = logging.getLogger("fastsocks")
 
 # What loop, engine and a listener take, and one session.
 DESCRIPTORS_MIN = 24
+# OPEN_MAX of macOS, whose hard limit is none, which not all of its versions let be asked for.
+DESCRIPTORS_ALWAYS = 10_240
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,6 +165,8 @@ def choose_loop() -> tuple[Callable[[], asyncio.AbstractEventLoop], str]:
 def raise_descriptor_limit() -> None:
     """To what this user may have: the default of 1,024 is for select(), and a
     session takes two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (hard, max(soft, DESCRIPTORS_ALWAYS)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            return

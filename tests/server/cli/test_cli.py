@@ -311,6 +311,31 @@ def test_flag_reaches_the_configuration(configured, arguments, field, value, def
     assert getattr(configured(), field) == default
 
 
+@pytest.mark.parametrize(
+    ("soft", "refused", "raised"),
+    [
+        (1024, [], 1 << 60),
+        (1024, [1 << 60], 10_240),
+        (20_000, [1 << 60], 20_000),
+        (1024, [1 << 60, 10_240], 1024),
+    ],
+    ids=["granted", "not the hard one", "more already", "neither"],
+)
+def test_limit_of_descriptors(configured, monkeypatch, soft, refused, raised):
+    """To what the kernel lets one have; macOS has a hard limit that it may refuse."""
+    limits = [soft, 1 << 60]
+
+    def setrlimit(_, asked):
+        if asked[0] in refused:
+            raise ValueError("current limit exceeds maximum limit")
+        limits[:] = asked
+
+    monkeypatch.setattr(cli.resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(cli.resource, "setrlimit", setrlimit)
+    configured()
+    assert limits == [raised, 1 << 60]
+
+
 def test_without_any_flag(configured):
     config = configured()
     assert (config.listen, config.users, config.open) == (["127.0.0.1:1080"], {}, False)
