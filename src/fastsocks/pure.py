@@ -15,6 +15,7 @@ import contextlib
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
@@ -124,8 +125,9 @@ class Engine:
         caller.dials.append(remote)
         try:
             if source is not None:
-                with contextlib.suppress(OSError):  # Linux only; it saves ports
-                    remote.sock.setsockopt(socket.IPPROTO_IP, BIND_ADDRESS_NO_PORT, 1)
+                if sys.platform == "linux":  # elsewhere the number is another option's
+                    with contextlib.suppress(OSError):  # it only saves ports
+                        remote.sock.setsockopt(socket.IPPROTO_IP, BIND_ADDRESS_NO_PORT, 1)
                 remote.sock.bind(numeric(source, 0, family)[1])
             if self.settings.needs_keepalive:
                 remote.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
