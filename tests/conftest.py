@@ -26,6 +26,16 @@ def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Elsewhere what is about Linux is no test at all, rather than one that skips."""
+    if sys.platform == "linux":
+        return
+    about_linux = [item for item in items if item.get_closest_marker("linux")]
+    config.hook.pytest_deselected(items=about_linux)
+    items[:] = [item for item in items if not item.get_closest_marker("linux")]
+
+
 # With CI=true everything is there that the tests need (.ci/run), so whatever skips there,
 # for whatever reason, is a test that was lost.
 

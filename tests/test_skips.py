@@ -46,3 +46,13 @@ def test_elsewhere_it_is_a_skip(tmp_path) -> None:
     status, closing = outcome(tmp_path, "")
     assert closing.startswith(f"{len(WAYS)} skipped"), closing
     assert status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+def test_what_is_about_linux_is_no_test_elsewhere(tmp_path) -> None:
+    elsewhere = "import sys, pytest\nsys.platform = 'darwin'\n"
+    (tmp_path / "test_it.py").write_text(
+        f"{elsewhere}@pytest.mark.linux\ndef test(): ...\ndef test_other(): ...\n"
+    )
+    status, closing = outcome(tmp_path, "true")
+    assert status == 0
+    assert closing.startswith("1 passed, 1 deselected"), closing

@@ -311,6 +311,7 @@ async def test_cancelling_what_is_over_changes_nothing(make_engine):
     conn.close()
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_a_source_address_uses_up_no_port(make_engine, host):
     """The kernel chooses the port at connect(), when it knows the remote: reserved by
@@ -358,8 +359,9 @@ async def test_ipv6(make_engine):
     remote.close()
 
 
+@pytest.mark.linux  # whose kernel takes one for ::1
 async def test_the_scope_is_part_of_an_address(make_engine):
-    """As a number. ::1 needs none, but the kernel lets it have one."""
+    """As a number."""
     rig = make_engine()
     _client, conn = rig.connected()
     port = rig.listener("::1").getsockname()[1]

@@ -206,6 +206,7 @@ async def test_pipes_go_round_when_their_users_are_blocked(make_way, payload):
     assert len(await holder.remote.read(stuck)) == stuck
 
 
+@pytest.mark.linux  # whose quota it is
 @pytest.mark.parametrize("way", ["native-auto", "native-copy", "native-splice", "python-copy"])
 def test_an_unprivileged_user_whose_pipe_quota_is_used_up(way, program):
     """Root never meets this quota (64 MB for all processes of a user), users do at once."""

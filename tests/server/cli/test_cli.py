@@ -159,6 +159,7 @@ def test_environment_without_a_user_means_nothing(start, origin, echoes):
     assert proxy.stop() == 0
 
 
+@pytest.mark.linux  # elsewhere it stays there
 @pytest.mark.parametrize(
     "arguments",
     [

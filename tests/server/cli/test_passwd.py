@@ -152,6 +152,7 @@ def test_asks_for_no_password_that_it_could_not_keep(command, environment, tmp_p
         assert ended.stderr.count(b"\n") == 1
 
 
+@pytest.mark.linux  # for /dev/full
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at once"])
 def test_a_change_that_nobody_can_be_told_of(command, environment, file, unbuffered):
     """Full is where the words go, not where the users are."""
@@ -169,6 +170,7 @@ def test_a_change_that_nobody_can_be_told_of(command, environment, file, unbuffe
         assert b"alice:$scrypt$" in file.read_bytes()
 
 
+@pytest.mark.linux  # macOS has no such names
 def test_a_change_to_a_file_whose_name_is_no_text(command, environment, tmp_path):
     file = os.fsencode(tmp_path) + b"/\xff"
     ended = subprocess.run(

@@ -114,6 +114,7 @@ def runs_until(tmp_path, environment, wait_until):
     return run
 
 
+@pytest.mark.linux  # for /dev/full
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at once"])
 def test_output_that_is_full_is_no_reason_to_fail(command, runs_until, unbuffered):
     words = ["env", f"PYTHONUNBUFFERED={unbuffered}", *command()]
