@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -20,6 +21,13 @@ ENGINES = ["native", "python"] if sys.platform == "linux" else ["python"]
 # The first loop of a process opens a pipe for signals that libuv keeps for good: open
 # it before anybody counts descriptors.
 uvloop.new_event_loop().close()
+
+# Some tests have hundreds of connections. Linux gives a process 1,024 descriptors, macOS 256.
+USUAL_DESCRIPTORS = 1024
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+if 0 < soft < USUAL_DESCRIPTORS:
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (USUAL_DESCRIPTORS, hard))
 
 
 def pytest_asyncio_loop_factories(config, item):

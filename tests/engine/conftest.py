@@ -24,7 +24,7 @@ import pytest
 
 import fastsocks
 from fastsocks import engine as contract
-from support.ends import Far, Relayed, reset
+from support.ends import ROOM_FOR_ONE, Far, Relayed, reset
 
 MIB = 1 << 20
 PATIENCE = 30.0  # seconds for what should come at once, on a machine busy elsewhere
@@ -263,7 +263,7 @@ def reset_fixture() -> Callable[[socket.socket], None]:
 def black_hole() -> Iterator[tuple[str, int]]:
     """The address of a listener whose queue is full: connecting to it takes for ever."""
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=ROOM_FOR_ONE))
         address = listener.getsockname()
         for _ in range(8):
             filler = stack.enter_context(socket.socket())

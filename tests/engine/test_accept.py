@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import select
 import socket
 import time
 
 import pytest
+
+from support.system import cpu_seconds
 
 PATIENCE = 30.0
 
@@ -243,9 +244,7 @@ class Starved:
         return self.process.log.read_text().count("\n")
 
     def cpu_seconds(self) -> float:
-        with open(f"/proc/{self.process.pid}/stat") as stat:
-            fields = stat.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.process.pid)
 
 
 def speak(client: socket.socket, word: bytes) -> bytes:

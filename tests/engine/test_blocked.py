@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import resource
+import os
+
+from support.system import resident_octets
 
 MIB = 1 << 20
-
-
-def resident_mib() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize() // MIB
 
 
 async def test_both_ends_write_10_mb_before_they_read(make_way, payload, calm):
@@ -38,13 +35,13 @@ async def test_both_ends_write_10_mb_before_they_read(make_way, payload, calm):
 
 async def test_blocked_sessions_hold_a_bounded_amount(make_way, calm):
     rig = make_way(max_pipes=8)
-    before = resident_mib()
+    before = resident_octets(os.getpid())
     sessions = [rig.relay() for _ in range(20)]
     sent = await rig.stuck(*(end for relayed in sessions for end in relayed[:2]))
     assert min(sent) > 0
     await calm()
     # Each of the 40 directions may hold one buffer; a pipe's pages are the kernel's.
-    assert resident_mib() - before < 40
+    assert resident_octets(os.getpid()) - before < 40 * MIB
 
 
 async def test_a_blocked_session_does_not_stop_others(make_way, payload):

@@ -22,6 +22,8 @@ from fastsocks import engine as contract
 from fastsocks.addresses import Judge
 from fastsocks.dial import Dialer, interleaved
 from fastsocks.errors import ClientGone, Reply, RuleDenied
+from support.ends import ROOM_FOR_ONE, reset
+from support.system import connecting_to
 
 LOCAL, STRANGER = "127.0.0.1", "198.41.0.4"
 
@@ -74,7 +76,7 @@ class Rig:
 
 @pytest.fixture
 async def rig(engine_name: str, until: Any):
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(os.listdir("/dev/fd"))
     tasks = len(asyncio.all_tasks())
     loop = asyncio.get_running_loop()
     real = contract.choose(engine_name, loop, contract.Settings(), lambda ended: None)
@@ -83,7 +85,7 @@ async def rig(engine_name: str, until: Any):
     ours.close()
     real.close()
     await until(lambda: len(asyncio.all_tasks()) <= tasks, "all attempts are over")
-    assert len(os.listdir("/proc/self/fd")) <= descriptors, "a loser was left open"
+    assert len(os.listdir("/dev/fd")) <= descriptors, "a loser was left open"
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def hole(listening: Callable[..., socket.socket]):
     with contextlib.ExitStack() as stack:
 
         def dig(host: str = "127.0.0.1", port: int = 0) -> int:
-            address = listening(host, port, 0).getsockname()
+            address = listening(host, port, ROOM_FOR_ONE).getsockname()
             for _ in range(4):
                 filler = stack.enter_context(
                     socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -129,16 +131,6 @@ def free_everywhere() -> int:
         ):
             return port
     raise AssertionError("no port is free in both families")
-
-
-def pending(port: int) -> int:
-    """Connections to a port that wait for an answer to their SYN."""
-    count = 0
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with open(table) as rows:
-            columns = [line.split() for line in rows.readlines()[1:]]
-        count += sum(row[2].endswith(f":{port:04X}") and row[3] == "02" for row in columns)
-    return count
 
 
 # -- order ---------------------------------------------------------------------
@@ -195,10 +187,10 @@ async def test_the_next_one_at_once_when_one_refuses(rig, listening, monkeypatch
 async def test_a_family_that_is_dead_costs_one_stagger(rig, listening, hole, dead, alive, until):
     port = hole(dead)
     listening(alive, port)
-    before = pending(port)
+    before = connecting_to(port)
     remote = await rig.dial(port, dead, alive, timeout=60.0)
     assert remote.peer == (alive, port)
-    await until(lambda: pending(port) == before, "the loser is closed")
+    await until(lambda: connecting_to(port) == before, "the loser is closed")
     remote.close()
 
 
@@ -223,20 +215,18 @@ async def test_losers_are_closed_at_once(rig, listening, hole, until):
     for host in ("127.0.0.2", "127.0.0.3"):
         hole(host, port)
     listening("127.0.0.5", port)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(os.listdir("/dev/fd"))
     holes = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
     remote = await rig.dial(port, *holes, "127.0.0.5", timeout=60.0)
     assert rig.engine.dialled == [*holes, "127.0.0.5"]
-    await until(
-        lambda: len(os.listdir("/proc/self/fd")) == descriptors + 1, "only the winner is open"
-    )
+    await until(lambda: len(os.listdir("/dev/fd")) == descriptors + 1, "only the winner is open")
     remote.close()
 
 
 async def test_one_that_answers_late_still_wins(rig, listening, monkeypatch, until):
     """While others were begun after it: nobody is given up for being slow."""
     monkeypatch.setattr(dialling, "STAGGER", 0.01)
-    listener = listening("127.0.0.1", backlog=0)
+    listener = listening("127.0.0.1", backlog=ROOM_FOR_ONE)
     address = listener.getsockname()
     with socket.create_connection(address):
         begun = asyncio.ensure_future(rig.dial(address[1], "127.0.0.1", "127.0.0.6"))
@@ -275,8 +265,7 @@ async def test_a_client_that_leaves_ends_all_attempts(rig, hole, until):
     near.close()
     begun = asyncio.ensure_future(rig.dial(port, "127.0.0.1", "127.0.0.2", timeout=60.0))
     await until(lambda: len(rig.engine.dialled) == 2, "both are under way")
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    client.close()
+    reset(client)
     with pytest.raises(ClientGone):
         await asyncio.wait_for(begun, 10)
     rig.client.close()
@@ -285,13 +274,13 @@ async def test_a_client_that_leaves_ends_all_attempts(rig, hole, until):
 async def test_a_session_that_is_cancelled_leaves_nothing(rig, hole, until):
     port = hole("127.0.0.1")
     hole("127.0.0.2", port)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(os.listdir("/dev/fd"))
     begun = asyncio.ensure_future(rig.dial(port, "127.0.0.1", "127.0.0.2", timeout=60.0))
     await until(lambda: len(rig.engine.dialled) == 2, "both are under way")
     begun.cancel()
     with pytest.raises(asyncio.CancelledError):
         await begun
-    await until(lambda: len(os.listdir("/proc/self/fd")) == descriptors, "both are closed")
+    await until(lambda: len(os.listdir("/dev/fd")) == descriptors, "both are closed")
 
 
 # -- what is told --------------------------------------------------------------

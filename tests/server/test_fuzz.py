@@ -79,7 +79,8 @@ async def hostile(number: int, address: tuple[str, int], for_users: Any, for_oth
                         await reader.read()
                 case 1 if not writer.transport.is_closing():
                     sock = writer.get_extra_info("socket")
-                    sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+                    with suppress(OSError):  # EINVAL of macOS, for the same
+                        sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
                 case 2:
                     await asyncio.sleep(0.001)
         finally:

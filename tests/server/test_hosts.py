@@ -94,7 +94,7 @@ async def test_asked_again_when_it_is_too_old(memory, asked, monkeypatch, key, k
     "error",
     [
         socket.gaierror(socket.EAI_NONAME, "not known"),
-        socket.gaierror(socket.EAI_NODATA, "no address"),
+        socket.gaierror(getattr(socket, "EAI_NODATA", socket.EAI_NONAME), "no address"),
         UnicodeError("no codec takes it"),
     ],
     ids=repr,

@@ -50,7 +50,7 @@ async def test_code(server, dial, say, books, request_, code):
     ledger = books(server)
     client = await dial(server)
     assert await refusal(client, say.no_login + request_) == say.failed(code)
-    assert client.data_segments() == 2
+    assert client.has_come_in(2)
     client.close()
     assert await ledger.outstanding() == {}
 
@@ -99,7 +99,7 @@ async def test_socks4_knows_one_code(server, dial, say, books, request_):
     client = await dial(server)
     await client.send(request_)
     assert await client.to_end() == say.failed4
-    assert client.data_segments() == 1
+    assert client.has_come_in(1)
     client.close()
     assert await ledger.outstanding() == {}
 
@@ -128,7 +128,7 @@ async def test_no_acceptable_method(server, dial, offered):
     client = await dial(server)
     await client.send(b"\x05" + bytes((len(offered),)) + offered)
     assert await client.to_end() == b"\x05\xff"
-    assert client.data_segments() == 1
+    assert client.has_come_in(1)
 
 
 async def test_no_method_at_all(server, dial):

@@ -41,7 +41,7 @@ async def test_http(server, dial, books, log, request_):
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"Content-Length: %d" % len(body) in head.split(b"\r\n")
-    assert client.data_segments() == 1
+    assert client.has_come_in(1)
     (line,) = lines(log, "HTTP client")
     assert f"127.0.0.1:{client.name[1]}" in line
     client.close()

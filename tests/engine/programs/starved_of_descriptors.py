@@ -54,7 +54,7 @@ async def main(engine_name: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=500)
     port = listener.getsockname()[1]
     engine.listen(listener, on_client)
-    lowest = len(os.listdir("/proc/self/fd"))
+    lowest = len(os.listdir("/dev/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + SPARE, lowest + SPARE))
     print(port, flush=True)
     finished = asyncio.Event()

@@ -52,8 +52,8 @@ async def relay(name: str, sessions: list[tuple[socket.socket, socket.socket]]) 
 
 
 def main() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
     count = int(sys.argv[2])
     clients, remotes = ([socket.socketpair() for _ in range(count)] for _ in range(2))
     proxy = os.getpid()

@@ -39,6 +39,8 @@ class Peer:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        # To macOS this is the size of the largest datagram, 9,216 by itself.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         self.sock = sock
         self.address = sock.getsockname()[:2]
 

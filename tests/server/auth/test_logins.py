@@ -50,7 +50,7 @@ async def test_wrong(locked, dial, say, books, user, password):
     assert await client.ask(b"\x05\x01\x02", 2) == b"\x05\x02"
     await client.send(say.login(user, password))
     assert await client.to_end() == b"\x01\x01"
-    assert client.data_segments() == 2
+    assert client.has_come_in(2)
     client.close()
     assert await ledger.outstanding() == {}
 

@@ -18,15 +18,18 @@ from pathlib import Path
 import pytest
 
 from support.programs import first_line
+from support.system import asleep
 
 # To come up or to end, on a machine that is busy elsewhere.
 PATIENCE = 30.0
 SOURCE = str(Path(__file__).resolve().parents[3] / "src")
+# English, in UTF-8, and on every machine of its kind: of what it lacks the shell of macOS warns.
+LOCALE = "C.UTF-8" if sys.platform == "linux" else "en_US.UTF-8"
 
 
 def environment(**more: str) -> dict[str, str]:
     plain = {name: value for name, value in os.environ.items() if name != "FASTSOCKS_PASSWORD"}
-    return plain | {"PYTHONPATH": SOURCE, "LC_ALL": "C.UTF-8"} | more
+    return plain | {"PYTHONPATH": SOURCE, "LC_ALL": LOCALE} | more
 
 
 def command(*arguments: str | bytes) -> list[str | bytes]:
@@ -111,10 +114,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
             proxy.process.communicate()
 
 
-def is_asleep(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
-
-
 @pytest.fixture
 def interrupted() -> Callable[..., tuple[int, str]]:
     """``interrupted("passwd", "users", "me")``: status and standard error of a command
@@ -137,7 +136,7 @@ def interrupted() -> Callable[..., tuple[int, str]]:
             try:
                 # Before it sleeps, it would notice an interrupt after the next read only.
                 wait_until(
-                    lambda: is_empty(read_end) and is_asleep(process.pid), "it waits for the rest"
+                    lambda: is_empty(read_end) and asleep(process.pid), "it waits for the rest"
                 )
                 process.send_signal(signal.SIGINT)
                 _, told = process.communicate(timeout=PATIENCE)
@@ -160,12 +159,16 @@ def is_empty(pipe: int) -> bool:
 def origin() -> Iterator[tuple[str, int, list[str]]]:
     """(host, port, who came): sends everything back."""
     peers: list[str] = []
+    over = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, peer = listener.accept()
+                if over.is_set():
+                    connection.close()
+                    return
                 connection.settimeout(PATIENCE)
                 peers.append(peer[0])
                 with connection:
@@ -175,9 +178,9 @@ def origin() -> Iterator[tuple[str, int, list[str]]]:
     thread = threading.Thread(target=serve)
     thread.start()
     yield (*listener.getsockname(), peers)
-    listener.shutdown(socket.SHUT_RDWR)  # wakes accept, as close would not
-    listener.close()
-    thread.join(PATIENCE)
+    over.set()
+    with listener, socket.create_connection(listener.getsockname()):  # wakes accept everywhere
+        thread.join(PATIENCE)
 
 
 def exactly(client: socket.socket, size: int) -> bytes:
@@ -223,7 +226,7 @@ def wait_until_fixture() -> Callable[..., None]:
 @pytest.fixture(scope="session", name="is_asleep")
 def is_asleep_fixture() -> Callable[[int], bool]:
     """``is_asleep(pid)``: that process waits for something."""
-    return is_asleep
+    return asleep
 
 
 @pytest.fixture(scope="session", name="exactly")
