@@ -407,7 +407,7 @@ def test_zone_that_does_not_exist(fails):
     assert "Unknown error" not in told
 
 
-def test_native_engine_where_there_is_none(tmp_path, command, environment):
+def test_engine_that_was_never_compiled(tmp_path, command, environment):
     """A source tree that was never compiled: named, with what would work instead."""
     package = tmp_path / "fastsocks"
     source = Path(cli.__file__).parent
