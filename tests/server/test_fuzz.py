@@ -90,6 +90,7 @@ async def hostile(number: int, address: tuple[str, int], for_users: Any, for_oth
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.linux  # where each client can have an address of its own
 @pytest.mark.parametrize("login", [False, True], ids=["open", "login"])
 async def test_thousands_of_hostile_clients(
     serve, monkeypatch, echo, remote, dial, say, books, caplog, login

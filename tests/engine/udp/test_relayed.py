@@ -25,6 +25,7 @@ async def test_there_and_back(make_place):
     assert counters["udp_associations"] == 1
 
 
+@pytest.mark.linux  # whose names these are
 async def test_its_connection_is_probed(make_place):
     """Nothing is said on it, so a client that has lost its power would never be missed while
     a target goes on sending."""

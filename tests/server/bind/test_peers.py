@@ -49,6 +49,7 @@ async def test_socks5(offer, dial, say, books, host):
         assert await ledger.outstanding() == {}
 
 
+@pytest.mark.linux  # for its namespace
 def test_the_address_towards_a_link_local_peer_has_its_scope():
     """Without it nothing can listen there."""
     need("ip")
