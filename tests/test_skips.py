@@ -49,7 +49,9 @@ def test_elsewhere_it_is_a_skip(tmp_path) -> None:
 
 
 def test_what_is_about_linux_is_no_test_elsewhere(tmp_path) -> None:
-    elsewhere = "import sys, pytest\nsys.platform = 'darwin'\n"
+    # To the rules alone, as much else would have to be true of another system.
+    elsewhere = "import pytest, conftest, types\n"
+    elsewhere += "conftest.sys = types.SimpleNamespace(platform='darwin')\n"
     (tmp_path / "test_it.py").write_text(
         f"{elsewhere}@pytest.mark.linux\ndef test(): ...\ndef test_other(): ...\n"
     )
