@@ -47,7 +47,7 @@ ROUNDS = 5
 ROUNDS_CLOSE = 11
 ROUNDS_WIDE = 3
 EVERY_ROUNDS = f"{ROUNDS_WIDE}, {ROUNDS} or {ROUNDS_CLOSE}"
-CLOSE = {"conn", "conn-password", "rr-64", "rr-conn"}
+CLOSE = {"down-1", "down-16", "up-1", "up-16", "conn", "conn-password", "rr-64", "rr-conn"}
 
 
 @dataclass(frozen=True, slots=True)
