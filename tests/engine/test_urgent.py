@@ -30,52 +30,36 @@ def send_urgent(end):
     assert end.sock.send(URGENT, socket.MSG_OOB) == 1
 
 
-async def finish(rig, relayed, expected):
-    relayed.remote.finish()
-    assert await relayed.client.read_to_end() == b""
+async def finish(rig, sender, receiver, expected, direction="up"):
+    receiver.finish()
+    assert await sender.read_to_end() == b""
     _, up, down, reason, _ = await rig.ended()
-    assert expected <= up <= expected + 1
-    assert (down, reason) == (0, FINISHED)
+    moved, other = (up, down) if direction == "up" else (down, up)
+    assert expected <= moved <= expected + 1
+    assert (other, reason) == (0, FINISHED)
 
 
 @pytest.mark.parametrize(
     ("before", "after"), [(1, 1), (1000, 3 * MIB), (3 * MIB, 1000), (3 * MIB, 3 * MIB)]
 )
-async def test_in_the_middle(make_way, before, after):
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_in_the_middle(make_way, before, after, direction):
     rig = make_way()
     relayed = rig.relay()
+    ends = relayed.client, relayed.remote
+    sender, receiver = ends if direction == "up" else reversed(ends)
     head, tail = plain(before), plain(after)
 
     async def talk() -> None:
-        await relayed.client.send(head)
-        send_urgent(relayed.client)
-        await relayed.client.send(tail)
-        relayed.client.finish()
+        await sender.send(head)
+        send_urgent(sender)
+        await sender.send(tail)
+        sender.finish()
 
     sending = asyncio.ensure_future(talk())
-    assert without_urgent(await relayed.remote.read_to_end()) == head + tail
+    assert without_urgent(await receiver.read_to_end()) == head + tail
     await sending
-    await finish(rig, relayed, len(head) + len(tail))
-
-
-async def test_downwards(make_way):
-    rig = make_way()
-    relayed = rig.relay()
-    head, tail = plain(3 * MIB), plain(1000)
-
-    async def talk() -> None:
-        await relayed.remote.send(head)
-        send_urgent(relayed.remote)
-        await relayed.remote.send(tail)
-        relayed.remote.finish()
-
-    sending = asyncio.ensure_future(talk())
-    assert without_urgent(await relayed.client.read_to_end()) == head + tail
-    await sending
-    relayed.client.finish()
-    _, up, down, reason, _ = await rig.ended()
-    assert (up, reason) == (0, FINISHED)
-    assert len(head) + len(tail) <= down <= len(head) + len(tail) + 1
+    await finish(rig, sender, receiver, len(head) + len(tail), direction)
 
 
 async def test_in_front_of_everything(make_way, calm):
@@ -86,7 +70,7 @@ async def test_in_front_of_everything(make_way, calm):
     await relayed.client.send(plain(1000))
     relayed.client.finish()
     assert without_urgent(await relayed.remote.read_to_end()) == plain(1000)
-    await finish(rig, relayed, len(plain(1000)))
+    await finish(rig, relayed.client, relayed.remote, len(plain(1000)))
 
 
 async def test_before_the_relay_begins(make_way, calm):
@@ -112,7 +96,7 @@ async def test_just_before_the_end(make_way, calm):
     relayed.client.finish()
     assert without_urgent(await relayed.remote.read_to_end()) == plain(1000)
     await calm()
-    await finish(rig, relayed, len(plain(1000)))
+    await finish(rig, relayed.client, relayed.remote, len(plain(1000)))
 
 
 async def test_alone_and_then_the_end(make_way, calm):
@@ -122,7 +106,7 @@ async def test_alone_and_then_the_end(make_way, calm):
     relayed.client.finish()
     assert without_urgent(await relayed.remote.read_to_end()) == b""
     await calm()
-    await finish(rig, relayed, 0)
+    await finish(rig, relayed.client, relayed.remote, 0)
 
 
 async def test_at_the_end_of_a_full_stream_and_then_silence(make_way, calm):

@@ -19,12 +19,13 @@ CHUNK = bytes(1 << 16)
 # The backlog of a listener whose queue is full with the first connection: Linux lets in one
 # more than it is told, and macOS takes 0 for the most that it has.
 ROOM_FOR_ONE = 0 if sys.platform == "linux" else 1
+# macOS takes no option any more once both ends are through.
+TOO_LATE = () if sys.platform == "linux" else (OSError,)
 
 
 def reset(sock: socket.socket) -> None:
     """Closes with a reset."""
-    # macOS takes no option any more once both ends are through.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*TOO_LATE):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 

@@ -1,9 +1,10 @@
 # What the system says of processes and of connections that nobody has accepted: by /proc where
-# there is one, else by the programs that read it out, which not every Linux has.
+# there is one, else by the programs that read it out, which not every Linux has; and of a port.
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,12 @@ def connecting_to(port: int) -> int:
         return sum(row[2].endswith(f":{port:04X}") and row[3] == SYN_SENT for row in rows)
     rows = [line.split() for line in said("netstat", "-an", "-p", "tcp").splitlines()]
     return sum("SYN_SENT" in row and row[4].endswith(f".{port}") for row in rows)
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as knock:
+        return knock.connect_ex(address) != 0
 
 
 def stat(pid: int) -> list[str]:

@@ -1,0 +1,131 @@
+# How a server stops: with grace and without, whatever its clients are at, and nothing troubles
+# anybody afterwards.
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+import pytest
+
+from support.system import refuses
+
+PATIENCE = 10.0
+
+
+async def returns(stopping: asyncio.Future[None]) -> bool:
+    """Whether it does long before the 60 s that it is given."""
+    done, _ = await asyncio.wait((stopping,), timeout=PATIENCE)
+    for one in done:
+        one.result()
+    return bool(done)
+
+
+async def test_stop_lets_sessions_finish_and_takes_no_new_ones(serve, dial, remote, until):
+    go_on = asyncio.Event()
+
+    async def late(reader, writer):
+        await go_on.wait()
+        writer.write(b"late data")
+
+    origin = await remote(late)
+    async with serve() as server:
+        client = await dial(server)
+        await client.connect("127.0.0.1", origin.port)
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        assert not stopping.done()
+        go_on.set()
+        assert await client.to_end() == b"late data"
+        client.finish()
+        assert await returns(stopping)
+
+
+async def test_stop_lets_a_handshake_finish(serve, dial, remote, until, say):
+    origin = await remote()
+    async with serve() as server:
+        client = await dial(server)
+        await client.ask(say.no_login, 2)
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        assert (await client.ask(say.socks5("127.0.0.1", origin.port), 10))[1] == 0
+        assert await client.echoes()
+        client.finish()
+        assert await client.to_end() == b""
+        assert await returns(stopping)
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"\x05", b"\x05\x01\x00"], ids=["silent", "half", "greeted"]
+)
+async def test_stop_returns_when_the_last_client_has_left(serve, dial, until, first):
+    """Whatever state that one was in: there is nothing to wait for any more."""
+    async with serve() as server:
+        client = await dial(server)
+        if first:
+            await client.send(first)
+        await until(lambda: server.sessions == 1, "the client is accepted")
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        assert not stopping.done(), "the client could still finish"
+        client.close()
+        assert await returns(stopping)
+
+
+async def test_stop_returns_when_the_last_refused_one_has_left(
+    serve, dial, say, refused_port, until
+):
+    async with serve() as server:
+        client = await dial(server)
+        await client.send(say.no_login + say.socks5("127.0.0.1", refused_port))
+        assert await client.to_end()
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        client.close()
+        assert await returns(stopping)
+
+
+async def test_stop_kills_what_has_not_finished_in_time(
+    serve, dial, echo, names, say, black_hole, until, caplog
+):
+    """Whatever it waits for: and what it waited for troubles nobody afterwards."""
+    gc.collect()
+    caplog.clear()
+    names.hang("slow.example")
+    async with serve() as server:
+        relayed = await dial(server)
+        await relayed.connect("127.0.0.1", echo.port)
+        assert await relayed.echoes()
+        others = [await dial(server) for _ in range(5)]
+        await others[1].send(b"\x05")
+        await others[2].ask(b"\x05\x01\x00", 2)
+        await others[3].send(say.no_login + say.socks5(black_hole.host, black_hole.port))
+        await others[4].send(say.no_login + say.socks5("slow.example", 80))
+        await until(lambda: names.asked == ["slow.example"], "the resolver is asked")
+        await until(lambda: black_hole.waiting() == 1, "the proxy is connecting")
+        await until(lambda: server.sessions == 6, "all are accepted")
+        await server.stop(0.2)
+        with pytest.raises(ConnectionResetError):
+            await relayed.to_end()
+        for client in others:
+            assert await client.ended()
+    assert black_hole.waiting() == 0
+    await relayed.seen()
+    gc.collect()  # an error that nobody took is told by the garbage collector
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_stop_can_be_cancelled_and_repeated(serve, dial, echo, until):
+    """A second signal cuts the grace short."""
+    async with serve() as server:
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        await server.stop(0)
+        with pytest.raises(ConnectionResetError):
+            await client.to_end()
