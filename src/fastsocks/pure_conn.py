@@ -129,8 +129,8 @@ class Conn:
     def probe(self) -> None:
         """So that it ends some day after its client has."""
         idle, interval, probes = contract.CONTROL_KEEPALIVE
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         with contextlib.suppress(OSError):  # not TCP, or reset already
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self.sock.setsockopt(socket.IPPROTO_TCP, KEEPIDLE, idle)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
