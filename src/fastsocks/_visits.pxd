@@ -7,6 +7,7 @@ cdef class Turn:
     cdef bint closed            # the engine is: none begins
 
     cdef resume(self, function, context, outcome)
+    cdef go_on(self, Visit visit)
     cdef report(self, error)
 
 
@@ -29,6 +30,8 @@ cdef class Visit:
     cdef Outcome waits_for
     cdef object awaited         # by the session, when it became a Task
     cdef readonly object task
+
+    cpdef step(self)
 
 
 cdef Outcome settled(Turn turn, object value, object error=*)

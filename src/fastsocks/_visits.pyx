@@ -42,6 +42,19 @@ cdef class Turn:
         finally:
             self.under_way = not self.closed
 
+    cdef go_on(self, Visit visit):
+        """The same for a session."""
+        if not self.under_way:
+            self.loop.call_soon(visit.step)
+            return
+        self.under_way = False
+        try:
+            visit.step()
+        except Exception as error:
+            self.report(error)
+        finally:
+            self.under_way = not self.closed
+
     cdef report(self, error):
         self.loop.call_exception_handler(
             {"message": "fastsocks: error in a callback of the engine", "exception": error}
@@ -128,7 +141,7 @@ cdef class Outcome:
         self.dialled = None
         visit, self.visit = self.visit, None
         if visit is not None:
-            self.turn.resume(visit, None, self)
+            self.turn.go_on(visit)
         callbacks, self.callbacks = self.callbacks, None
         if callbacks is not None:
             for function, context in callbacks:
@@ -162,7 +175,7 @@ cdef class Visit:
     """
 
     def begin(self):
-        self.turn.resume(self, None, None)
+        self.turn.go_on(self)
 
     def cancel(self):
         if self.task is not None:
@@ -170,8 +183,8 @@ cdef class Visit:
         elif self.waits_for is not None:
             self.waits_for.cancel()
 
-    def __call__(self, outcome=None):
-        """To the next wait, or to the end. ``outcome`` is what the last one was for."""
+    cpdef step(self):
+        """To the next wait, or to the end."""
         cdef PyObject *result = NULL
         cdef PySendResult how
         self.waits_for = None

@@ -106,12 +106,10 @@ class Users:
     def __bool__(self) -> bool:
         return bool(self._passwords) or self._path is not None
 
-    def check_now(self, client: Address, user: bytes, password: bytes) -> bool | None:
-        """True for a user who is known to be right, at once; None when that takes
+    def check_now(self, client: Address, user: bytes, password: bytes) -> bool:
+        """Whether this user is known to be right, at once; False when that takes
         ``verify``, be it a slow hash or an address that has to wait."""
-        if self._back_off.has(client[0]):
-            return None
-        return True if self._knows(user, password) else None
+        return not self._back_off.has(client[0]) and self._knows(user, password)
 
     async def verify(self, client: Address, user: bytes, password: bytes) -> bool:
         """Waits if the address has failed too often lately, then checks.
@@ -303,8 +301,8 @@ class Custom:
         self._authenticator = authenticator
         self._quiet = quiet
 
-    def check_now(self, client: Address, user: bytes, password: bytes) -> bool | None:
-        return None
+    def check_now(self, client: Address, user: bytes, password: bytes) -> bool:
+        return False
 
     async def verify(self, client: Address, user: bytes, password: bytes) -> bool:
         return await self._ask(client, USER_PASSWORD, Credentials(user, password))

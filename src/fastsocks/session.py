@@ -149,7 +149,7 @@ class Sessions:
         login_needed = self._login_needed
         while not isinstance(event := machine.next_event(), Request):
             if event is None:
-                data = client.recv_now() or await client.recv()
+                data = await client.recv()
                 if not data:
                     raise ClientGone("left during the handshake")
                 machine.feed(data)
@@ -165,7 +165,9 @@ class Sessions:
                 answer = machine.choose(method)
             else:
                 if login_needed:
-                    await self._authenticate(client, event, flow)
+                    if not self._users.check_now(flow.client, event.user, event.password):
+                        await self._verify(client, event, flow)
+                    flow.user = event.user.decode("utf-8", "replace")
                 answer = machine.verdict(True)
             if not client.send_now(answer):
                 await client.sent()
@@ -191,15 +193,12 @@ class Sessions:
         if name is not None:
             flow.user = name.strip().decode("utf-8", "replace")
 
-    async def _authenticate(self, client: Conn, claim: Credentials, flow: Flow) -> None:
-        granted = self._users.check_now(flow.client, claim.user, claim.password)
-        if granted is None:
-            async with within(client.time_left()):
-                granted = await self._users.verify(flow.client, claim.user, claim.password)
+    async def _verify(self, client: Conn, claim: Credentials, flow: Flow) -> None:
+        async with within(client.time_left()):
+            granted = await self._users.verify(flow.client, claim.user, claim.password)
         if not granted:
             user = printable(claim.user[:64].decode("utf-8", "replace"))
             raise AuthError(f'wrong user or password for user "{user}"')
-        flow.user = claim.user.decode("utf-8", "replace")
 
     # -- what it asks for --------------------------------------------------
 

@@ -118,7 +118,7 @@ def test_method(offered, login_needed, strict, chosen):
     ],
 )
 async def test_verdict(users, user, password, granted):
-    assert users.check_now(HERE, user, password) is None
+    assert users.check_now(HERE, user, password) is False
     assert await users.verify(HERE, user, password) is granted
 
 
@@ -178,7 +178,7 @@ async def test_a_right_password_costs_one_hash(users, world):
 async def test_what_is_remembered_is_one_password_of_one_user(users):
     assert await users.verify(HERE, b"alice", RIGHT)
     for user, password in ((b"alice", WRONG), (b"bob", RIGHT), (b"alice", b""), (b"", RIGHT)):
-        assert users.check_now(THERE, user, password) is None
+        assert users.check_now(THERE, user, password) is False
         assert not await users.verify(THERE, user, password)
     assert users.check_now(HERE, b"alice", RIGHT) is True
 
@@ -186,7 +186,7 @@ async def test_what_is_remembered_is_one_password_of_one_user(users):
 async def test_a_wrong_password_is_not_remembered_as_anything(users, world):
     for _ in range(2):
         assert not await users.verify(HERE, b"alice", WRONG)
-        assert users.check_now(HERE, b"alice", WRONG) is None
+        assert users.check_now(HERE, b"alice", WRONG) is False
     assert len(world.checked) == 2
 
 
@@ -195,7 +195,7 @@ async def test_it_is_forgotten_in_time(users, world):
     world.now += REMEMBERED - 1
     assert users.check_now(HERE, b"alice", RIGHT) is True
     world.now += 2
-    assert users.check_now(HERE, b"alice", RIGHT) is None
+    assert users.check_now(HERE, b"alice", RIGHT) is False
     assert await users.verify(HERE, b"alice", RIGHT)
 
 
@@ -298,7 +298,7 @@ async def test_only_who_failed_waits(users, world):
     assert world.slept == [0.5]
     assert await users.verify(THERE, b"alice", RIGHT)
     assert not culprit.done()
-    assert users.check_now(HERE, b"alice", RIGHT) is None  # though it is remembered by now
+    assert users.check_now(HERE, b"alice", RIGHT) is False  # though it is remembered by now
     world.awake.set()
     assert await culprit
     assert users.check_now(HERE, b"alice", RIGHT) is True
@@ -319,9 +319,9 @@ async def test_guesses_in_parallel_are_not_even_looked_at(users, world):
 async def test_passwords_in_clear_are_guarded_as_well(world):
     users = Users({"me": "secret"}, None, world.clock, world.sleep)
     for _ in range(3):
-        assert users.check_now(HERE, b"me", WRONG) is None
+        assert users.check_now(HERE, b"me", WRONG) is False
         assert not await users.verify(HERE, b"me", WRONG)
-    assert users.check_now(HERE, b"me", b"secret") is None
+    assert users.check_now(HERE, b"me", b"secret") is False
     assert users.check_now(THERE, b"me", b"secret") is True
     assert await users.verify(HERE, b"me", b"secret")
     assert world.slept == [0.5]
@@ -337,10 +337,10 @@ async def test_a_new_password_holds_from_the_next_second(users, world, file, has
     change(file, f"alice:{hashed(b'new')}\n")
     assert users.check_now(HERE, b"alice", RIGHT) is True  # not looked at yet
     world.now += 1
-    assert users.check_now(HERE, b"alice", RIGHT) is None
+    assert users.check_now(HERE, b"alice", RIGHT) is False
     assert not await users.verify(HERE, b"alice", RIGHT)
     assert await users.verify(HERE, b"alice", b"new")
-    assert users.check_now(THERE, b"bob", b"bob") is None
+    assert users.check_now(THERE, b"bob", b"bob") is False
     assert not await users.verify(HERE, b"bob", b"bob")
 
 
@@ -360,7 +360,7 @@ async def test_who_is_removed_while_he_is_checked_stays_out(users, world, file, 
     assert users.reload()
     world.go_on.set()
     assert not await login
-    assert users.check_now(THERE, b"alice", RIGHT) is None
+    assert users.check_now(THERE, b"alice", RIGHT) is False
 
 
 @pytest.mark.parametrize("broken", ["alice:secret\n", "alice\n", "# ours\n\nbob:{SHA}abc=\n", None])
@@ -386,7 +386,7 @@ async def test_a_broken_file_leaves_the_old_users(users, world, file, caplog, br
 async def test_a_mended_file_is_taken(users, world, file, hashed):
     change(file, "alice")
     world.now += 1
-    assert users.check_now(HERE, b"alice", RIGHT) is None
+    assert users.check_now(HERE, b"alice", RIGHT) is False
     change(file, f"alice:{hashed(b'new')}\n")
     world.now += 1
     assert await users.verify(HERE, b"alice", b"new")

@@ -26,6 +26,9 @@ AUTH_OK, AUTH_FAILED = b"\x01\x00", b"\x01\x01"
 # Where the host begins and ends in a request; a name's length is in octet 4.
 HOST_AT = {wire.ATYP_IPV4: (4, 8), wire.ATYP_NAME: (5, 5), wire.ATYP_IPV6: (4, 20)}
 
+# The reply to the methods offered, by the one that is chosen.
+CHOSEN = [bytes((VERSION, method)) for method in range(256)]
+
 UNSPECIFIED = b"\x01\x00\x00\x00\x00\x00\x00"  # ATYP 1, 0.0.0.0, port 0
 
 # What a reply for success begins with, by the octets of the address that follows.
@@ -57,7 +60,7 @@ class Socks5(Machine):
             self.next_event, self._stage = self._read_credentials, "auth"
         else:
             self.next_event, self._stage = self._wait, "refused"
-        return bytes((VERSION, method))
+        return CHOSEN[method]
 
     def verdict(self, accepted: bool) -> bytes:
         """The answer to Credentials (RFC 1929: its version octet is 1)."""
@@ -83,7 +86,7 @@ class Socks5(Machine):
         """The failure reply of the message that is due."""
         code = reply if isinstance(reply, Reply) else Reply.NOT_ALLOWED
         return {
-            "methods": bytes((VERSION, NO_ACCEPTABLE)),
+            "methods": CHOSEN[NO_ACCEPTABLE],
             "auth": AUTH_FAILED,
             "request": bytes((VERSION, code, 0)) + UNSPECIFIED,
         }.get(self._stage, b"")
