@@ -2,11 +2,10 @@
 
     make bench-short
 
-They run on loopback, without a namespace of their own and in half a minute, so they gate with slack
-what must never get lost, and by CPU: with client, server and origin on two CPUs even no proxy at
-all has only three to five times the Python engine's rate, whereas a server's CPU seconds are its
-own. The figures of both engines are in the JSON's extra_info; the clock of pytest-benchmark has but
-the length of the runs.
+They run on loopback and in a minute and a half, so they gate with slack what must never get lost,
+and by CPU: with client, server and origin on two CPUs even no proxy at all has only three to five
+times the Python engine's rate, whereas a server's CPU seconds are its own. The figures of both
+engines are in the JSON's extra_info; the clock of pytest-benchmark has but the length of the runs.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from report import Figures, summarise
 from systems import SYSTEMS
 from workloads import ALL
 
-ROUNDS, SECONDS = 3, 0.5
+ROUNDS, SECONDS = 5, 0.5
 ENGINES = ("fastsocks", "fastsocks-python")
 WORKLOADS = {workload.name: workload for workload in ALL}
 
