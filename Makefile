@@ -69,7 +69,8 @@ bench-peers: .venv/installed
 	$(BIN)/python bench/suite.py
 
 bench-short: .venv/benched
-	$(BIN)/python bench/short.py bench --benchmark-json=bench/results/short.json
+	mkdir -p build
+	$(BIN)/python bench/short.py bench --benchmark-json=build/bench-short.json
 
 build: .venv/built
 	$(BIN)/python -m build
