@@ -6,8 +6,7 @@ cdef class Turn:
     cdef bint under_way         # and neither a Task nor a visit is running
     cdef bint closed            # the engine is: none begins
 
-    cdef resume(self, function, context, outcome)
-    cdef go_on(self, Visit visit)
+    cdef resume(self, Visit visit, outcome=*, function=*, context=*)
     cdef report(self, error)
 
 

@@ -25,31 +25,23 @@ cdef extern from "Python.h":
 cdef class Turn:
     """Of the front: who is resumed in it goes on at once."""
 
-    cdef resume(self, function, context, outcome):
-        """Runs a callback at once where no Task is running, which is in a turn of the
-        front but not in what that turn has resumed; else the loop does it soon."""
+    cdef resume(self, Visit visit, outcome=None, function=None, context=None):
+        """Takes a visit on, or runs a callback, at once where no Task is running, which is in
+        a turn of the front but not in what that turn has resumed; else the loop does it soon."""
         if not self.under_way:
-            self.loop.call_soon(function, outcome, context=context)
+            if visit is not None:
+                self.loop.call_soon(visit.step)
+            else:
+                self.loop.call_soon(function, outcome, context=context)
             return
         self.under_way = False
         try:
-            if context is None:
+            if visit is not None:
+                visit.step()
+            elif context is None:
                 function(outcome)
             else:
                 context.run(function, outcome)
-        except Exception as error:
-            self.report(error)
-        finally:
-            self.under_way = not self.closed
-
-    cdef go_on(self, Visit visit):
-        """The same for a session."""
-        if not self.under_way:
-            self.loop.call_soon(visit.step)
-            return
-        self.under_way = False
-        try:
-            visit.step()
         except Exception as error:
             self.report(error)
         finally:
@@ -141,11 +133,11 @@ cdef class Outcome:
         self.dialled = None
         visit, self.visit = self.visit, None
         if visit is not None:
-            self.turn.go_on(visit)
+            self.turn.resume(visit)
         callbacks, self.callbacks = self.callbacks, None
         if callbacks is not None:
             for function, context in callbacks:
-                self.turn.resume(function, context, self)
+                self.turn.resume(None, self, function, context)
 
 
 cdef Outcome settled(Turn turn, object value, object error=None):
@@ -175,7 +167,7 @@ cdef class Visit:
     """
 
     def begin(self):
-        self.turn.go_on(self)
+        self.turn.resume(self)
 
     def cancel(self):
         if self.task is not None:

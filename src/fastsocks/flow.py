@@ -13,7 +13,7 @@ _ids = itertools.count(1)
 
 
 class Flow:
-    """One session: who (``client`` as (host, port), ``user``), where to (``host`` and
+    """One session: who (``client`` as (host, port), ``user`` in octets), where to (``host`` and
     ``port``), a serial number ``id`` for the log, and what its end sets free."""
 
     __slots__ = ("client", "host", "id", "on_end", "port", "user")
@@ -21,15 +21,20 @@ class Flow:
     def __init__(self, client: tuple[str, int]) -> None:
         self.id = next(_ids)
         self.client = client
-        self.user: str | None = None
+        self.user = b""
         self.host: str | None = None
         self.port = 0
         self.on_end: Callable[[], None] | None = None
 
     def __str__(self) -> str:
-        user = f"{printable(self.user)}@" if self.user else ""
+        user = f"{readable(self.user)}@" if self.user else ""
         target = endpoint(self.host, self.port) if self.host is not None else "-"
         return f"#{self.id} {user}{endpoint(*self.client)} -> {target}"
+
+
+def readable(octets: bytes) -> str:
+    """What a peer calls itself, be it text or not."""
+    return printable(octets.decode("utf-8", "replace"))
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import IdentError, IdentReply
-from fastsocks.flow import printable
+from fastsocks.flow import printable, readable
 from fastsocks.hosts import Hosts
 from fastsocks.proto import ident as rfc1413
 from fastsocks.proto.ident import Answer, Outcome
@@ -92,7 +92,7 @@ class Ident:
         if answer.outcome is not Outcome.NAME:
             raise IdentError(f"{where}: {describe(answer)}")
         if user_id is not None and not rfc1413.matches(answer.name, (user_id,)):
-            claimed = printable(user_id.decode("utf-8", "replace"))
+            claimed = readable(user_id)
             raise IdentError(
                 f'{where}: {describe(answer)}, but the client says "{claimed}"',
                 IdentReply.OTHER_USER,
@@ -175,7 +175,7 @@ class Ident:
 
 def describe(answer: Answer) -> str:
     """For the log; the peer's own words made harmless."""
-    name = printable(answer.name.decode("utf-8", "replace"))
+    name = readable(answer.name)
     return {
         Outcome.NAME: f'identd says "{name}"',
         Outcome.ERROR: f'identd says it is an error, "{printable(answer.detail)}"',

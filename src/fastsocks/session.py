@@ -30,7 +30,7 @@ from fastsocks.errors import (
     SocksError,
     reply_for,
 )
-from fastsocks.flow import Flow, endpoint, printable
+from fastsocks.flow import Flow, endpoint, readable
 from fastsocks.ident import Ident
 from fastsocks.proto import foreign, wire
 from fastsocks.proto.machine import Machine, Methods
@@ -167,15 +167,15 @@ class Sessions:
                 if login_needed:
                     if not self._users.check_now(flow.client, event.user, event.password):
                         await self._verify(client, event, flow)
-                    flow.user = event.user.decode("utf-8", "replace")
+                    flow.user = event.user
                 answer = machine.verdict(True)
             if not client.send_now(answer):
                 await client.sent()
-        # A user id of SOCKS4 proves nothing.
-        if login_needed and isinstance(machine, Socks4) and not await self._admitted(client):
-            raise AuthError("SOCKS4 cannot authenticate, and users are configured")
-        if self._ident is not None and isinstance(machine, Socks4):
-            await self._identify(self._ident, client, flow, event.user)
+        if not machine.has_login:  # SOCKS4, whose user id proves nothing
+            if login_needed and not await self._admitted(client):
+                raise AuthError("SOCKS4 cannot authenticate, and users are configured")
+            if self._ident is not None:
+                await self._identify(self._ident, client, flow, event.user)
         return event
 
     async def _admitted(self, client: Conn) -> bool:
@@ -191,13 +191,13 @@ class Sessions:
         async with within(client.time_left()):
             name = await ident.admit(client, user_id)
         if name is not None:
-            flow.user = name.strip().decode("utf-8", "replace")
+            flow.user = name.strip()
 
     async def _verify(self, client: Conn, claim: Credentials, flow: Flow) -> None:
         async with within(client.time_left()):
             granted = await self._users.verify(flow.client, claim.user, claim.password)
         if not granted:
-            user = printable(claim.user[:64].decode("utf-8", "replace"))
+            user = readable(claim.user[:64])
             raise AuthError(f'wrong user or password for user "{user}"')
 
     # -- what it asks for --------------------------------------------------

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import ClassVar
 
 from fastsocks.errors import IdentReply, Reply
 from fastsocks.proto.wire import Credentials, Request
@@ -39,6 +40,9 @@ class Machine(abc.ABC):
 
     next_event: Callable[[], Event | None]
     """Raises ProtocolError on the first octet that cannot be legal."""
+
+    has_login: ClassVar[bool]
+    """Whether the protocol lets a client prove who it is."""
 
     _data: bytes
     """What has been fed and belongs to no event yet."""

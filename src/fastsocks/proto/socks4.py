@@ -28,6 +28,7 @@ FIXED = 8
 
 class Socks4(Machine):
     __slots__ = ()
+    has_login = False
 
     def __init__(self) -> None:
         self._data = b""

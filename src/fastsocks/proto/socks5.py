@@ -40,6 +40,7 @@ GRANTED = {
 
 class Socks5(Machine):
     __slots__ = ("_atyp", "_bnd_is_used", "_stage", "_unasked_login")
+    has_login = True
 
     def __init__(self) -> None:
         self._data = b""
