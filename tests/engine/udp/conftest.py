@@ -95,6 +95,11 @@ class Client(Peer):
     def relay(self) -> tuple[str, int]:
         return self.association.sockname
 
+    async def seen_by(self, target: Peer) -> tuple[str, int]:
+        """Where the target sees this client."""
+        self.send(b"here", target.address)
+        return (await target.recvfrom())[1]
+
     async def ping(self, target: Peer, payload: bytes = b"ping") -> bytes:
         """What comes back from there; whatever else there was to do has been done before it."""
         self.send(payload, target.address)
