@@ -52,6 +52,7 @@ cdef enum:
     PORCH_TURNS = 32
     PORCH_OCTETS = 1024 * 1024
     PIPE_RETRY_MS = 1000
+    PIPE_USUAL = 64 * 1024      # what a pipe has by itself
 
 # == time ====================================================================
 
@@ -195,8 +196,7 @@ cdef Pipe *pipe_take(Relay *relay) noexcept nogil:
         return NULL
     pipe.rfd = ends[0]
     pipe.wfd = ends[1]
-    # A refusal leaves the size as it was; what counts is what the kernel says then.
-    fcntl(pipe.wfd, F_SETPIPE_SZ, relay.pipe_size)
+    pipe_grow(pipe.wfd, relay.pipe_size)
     pipe.size = fcntl(pipe.wfd, F_GETPIPE_SZ)
     relay.pool_made += 1
     count_u64(&relay.stats.pipes, 1)
@@ -208,13 +208,21 @@ cdef Pipe *pipe_take(Relay *relay) noexcept nogil:
     return pipe
 
 
+cdef void pipe_grow(int fd, int wanted) noexcept nogil:
+    """To what is wanted, or as near as the kernel lets this user come. Above its limits
+    (fs.pipe-max-size, and one for all of his pipes) it refuses, and leaves the size as it was:
+    what counts is what it says then."""
+    while fcntl(fd, F_SETPIPE_SZ, wanted) < 0 and errno == EPERM and wanted > PIPE_USUAL:
+        wanted //= 2
+
+
 cdef int pipe_probe(int wanted) noexcept nogil:
     """The size that the kernel grants a pipe of ours, 0 for none at all."""
     cdef int ends[2]
     cdef int size
     if pipe2(ends, O_CLOEXEC) < 0:
         return 0
-    fcntl(ends[1], F_SETPIPE_SZ, wanted)
+    pipe_grow(ends[1], wanted)
     size = fcntl(ends[1], F_GETPIPE_SZ)
     close(ends[0])
     close(ends[1])

@@ -1,13 +1,49 @@
-"""How the commands of fastsocks speak of bad arguments: in one line, with status 2."""
+"""How the commands of fastsocks read arguments, and speak of bad ones: in one line, with
+status 2, that repeats nothing which might be a password."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
+
+from fastsocks.flow import printable
+
+UNKNOWN_FLAG = re.compile(r"--[A-Za-z][A-Za-z-]*|-[A-Za-z]")
 
 
 class Parser(argparse.ArgumentParser):
     """One clear line instead of the usage text in front of it."""
 
+    too_many = "there is an argument without a flag"
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """As parse_args, with the values of one-letter flags as getopt(3) has them."""
+        options, rest = self.parse_known_args(list(self._plain(argv)))
+        if rest:
+            flag = next(filter(None, map(UNKNOWN_FLAG.match, rest)), None)
+            self.error(f"there is no flag {flag[0]}" if flag else self.too_many)
+        return options
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+
+    def _plain(self, argv: Sequence[str]) -> Iterator[str]:
+        """argparse refuses a value that begins with "-", and drops a "=" at its beginning."""
+        nargs = {name: a.nargs for a in self._actions for name in a.option_strings}
+        letters = {name[1]: count for name, count in nargs.items() if len(name) == 2}
+        rest = iter(argv)
+        for argument in rest:
+            flags = list(itertools.takewhile(lambda letter: letters.get(letter) == 0, argument[1:]))
+            end = len(flags) + 2
+            takes_value = argument[:1] == "-" and letters.get(argument[end - 1 : end], 0) is None
+            value = (argument[end:] or next(rest, None)) if takes_value else None
+            if value is None:
+                yield argument
+            elif value[:1] == "-":
+                yield argument[:end] + value
+            else:
+                yield argument[:end]
+                yield value

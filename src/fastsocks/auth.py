@@ -18,6 +18,7 @@ import collections
 import functools
 import hashlib
 import hmac
+import inspect
 import logging
 import os
 import time
@@ -320,8 +321,18 @@ class Custom:
 
     async def _ask(self, client: Address, method: int, credentials: Credentials | None) -> bool:
         try:
+            answer = self._authenticator(client, method, credentials)
+            if not inspect.isawaitable(answer):
+                found = type(answer).__name__
+                self._quiet.warning(
+                    "authenticator",
+                    "the authenticator must be an async function, and returned an object of type"
+                    " %s; the client is refused",
+                    found,
+                )
+                return False
             # Nothing that is merely true will do: a coroutine nobody awaited is.
-            return await self._authenticator(client, method, credentials) is True
+            return await answer is True
         except Exception as error:
             trace = error.__traceback__
             while trace is not None and trace.tb_next is not None:

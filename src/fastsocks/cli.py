@@ -47,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """Serves; the exit status."""
     parser = build_parser()
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     migrated = jsocks.Jsocks({}, [])
     try:
         if options.jsocks:
             migrated = jsocks.load(options.jsocks)
             # As defaults, so that a flag that is given counts more.
             parser.set_defaults(**{**migrated.settings, "listen": None, "ident": []})
-            options = parser.parse_args(argv)
+            options = parser.parse(argv)
         config = to_config(options, migrated.settings)
     except ConfigError as error:
         parser.error(flag_named(str(error)))
@@ -82,14 +82,17 @@ def run(argv: Sequence[str]) -> int:
 
 
 async def serve(config: Config, loop_name: str) -> None:
-    """Until SIGINT or SIGTERM; a second one ends the grace period."""
+    """Until SIGINT or SIGTERM, or the terminal is gone; a second one ends the grace period."""
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    by = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which it is below nohup
+        by.append(signal.SIGHUP)
+    for number in by:
         loop.add_signal_handler(number, on_signal)
     server = Server(config)
     server.start()
@@ -128,7 +131,12 @@ def need_descriptors() -> None:
     but not all of its own cannot even be closed."""
     with contextlib.ExitStack() as probes:
         for _ in range(DESCRIPTORS_MIN // 2):
-            for handle in os.pipe():
+            try:
+                handles = os.pipe()
+            except OSError as error:
+                reason = f"{os.strerror(error.errno or 0)}: fastsocks needs {DESCRIPTORS_MIN} more"
+                raise OSError(error.errno, f"{reason} descriptors to start (ulimit -n)") from None
+            for handle in handles:
                 probes.callback(os.close, handle)
 
 

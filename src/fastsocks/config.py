@@ -17,7 +17,7 @@ from fastsocks import fields
 from fastsocks.addresses import Judge
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
-from fastsocks.literals import family_of, is_literal, is_one_host
+from fastsocks.literals import family_of, is_group, is_literal, is_one_host
 from fastsocks.ranges import Rule, parse_rule
 from fastsocks.resolve import is_wanted
 
@@ -125,6 +125,8 @@ class Config:
         for address in self._source_list:
             if not is_literal(address):
                 raise ConfigError(f"source {address}: must be an IPv4 or IPv6 address")
+            if is_group(address):
+                raise ConfigError(f"source {address}: must be an address of this machine")
         if len(self.sources) < len(self._source_list):
             raise ConfigError(f"source {self._source_list[-1]}: must be the only one of its family")
         if not self.families:
@@ -148,10 +150,10 @@ class Config:
                 raise ConfigError(
                     f"udp_address {self.udp_address}: must be an IPv4 or IPv6 address"
                 )
-            if not is_one_host(self.udp_address):
+            if not is_one_host(self.udp_address) or "%" in self.udp_address:
                 raise ConfigError(
-                    f"udp_address {self.udp_address}: must be the address of one host, as"
-                    " clients have to send their datagrams there"
+                    f"udp_address {self.udp_address}: must be the address of one host, without"
+                    " a scope, as clients have to send their datagrams there"
                 )
 
     @property
@@ -210,11 +212,12 @@ class Config:
         rules = self.ident_rules
         if rules and not any(one.ranges.is_everyone and one.names is None for one in rules):
             return
-        for host, port in self.listeners:
+        for text in self.listen:
+            host, _ = parse_listener(text)
             if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
                 raise ConfigError(
-                    f"listen {host}:{port}: anyone who reaches this address could use the proxy;"
-                    " configure a user or --ident ranges, listen on loopback, or say --open"
+                    f"listen {text}: anyone who reaches this address could use the proxy;"
+                    " configure a user or ident ranges, listen on loopback, or say open=True"
                 )
 
 
@@ -231,6 +234,8 @@ def parse_listener(text: str) -> Listener:
     host = "127.0.0.1" if host == "localhost" else host
     if not is_literal(host):
         raise ConfigError(f"listen {text}: the host must be an IPv4 or IPv6 address")
+    if is_group(host):
+        raise ConfigError(f"listen {text}: must be the address of a host, not of a group")
     return host, int(port)
 
 

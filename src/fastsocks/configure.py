@@ -81,7 +81,7 @@ def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:
     host = where if options.host is None else options.host
     port = str(number) if options.port is None else options.port
     if not (host == "localhost" or is_literal(host)):
-        raise ConfigError(f"-i {host}: must be an IPv4 or IPv6 address")
+        raise ConfigError(f"-i {host}: must be an IPv4 or IPv6 address, without brackets")
     if not is_port(port):
         raise ConfigError(f"-p {port}: must be a port from 0 to 65535")
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
@@ -89,12 +89,16 @@ def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:
 
 def read_password(options: argparse.Namespace) -> tuple[str | None, str]:
     """(password, where it came from): argv, a file, or the environment."""
-    if options.password is not None:
-        wipe_from_argv(options.password)
-        return options.password, "-P"
+    if options.passwords:
+        for given in options.passwords:
+            wipe_from_argv(given)
+        if options.password_file is not None:
+            raise ConfigError("-P and --password-file say the same thing: use one of them")
+        return options.passwords[-1], "-P"
     if options.password_file is not None:
         try:
-            with open(options.password_file, encoding="utf-8") as file:
+            # What an editor of Windows puts in front is no part of the password.
+            with open(options.password_file, encoding="utf-8-sig") as file:
                 return file.readline().rstrip("\r\n"), f"--password-file {options.password_file}"
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
@@ -129,4 +133,4 @@ def flag_named(message: str) -> str:
     field, _, rest = message.partition(" ")
     flag = {"source": "-b", "users_file": "--users"}.get(field, f"--{field.replace('_', '-')}")
     known = field.isidentifier() and field in Config.__dataclass_fields__
-    return f"{flag} {rest}" if known else message
+    return f"{flag} {rest.replace('open=True', '--open')}" if known else message

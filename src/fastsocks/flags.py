@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from typing import TypeVar
 
 from fastsocks._version import __version__
@@ -14,6 +15,7 @@ from fastsocks.arguments import Parser
 from fastsocks.config import (
     COUNT_MAX,
     ENGINES,
+    IDENT_SECONDS_MIN,
     PIPE_SIZE_MAX,
     PIPE_SIZE_MIN,
     RELAYS,
@@ -25,16 +27,19 @@ from fastsocks.config import (
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
+# Only that, of all that float() takes ("1_0", "nan", digits of other scripts).
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?(e[0-9]+)?", re.ASCII | re.IGNORECASE)
+
 N = TypeVar("N", int, float)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     parser = Parser(
         prog="fastsocks",
         description="A SOCKS4, SOCKS4a and SOCKS5 proxy server.",
-        epilog="Without flags it serves 127.0.0.1:1080. Times are in seconds, 0 means no limit."
-        " 'fastsocks passwd FILE USER' adds a user to the FILE of --users, or changes his"
-        " password.",
+        epilog="Without flags it serves 127.0.0.1:1080. Times are in seconds, 0 means no limit (for"
+        " --grace no time; --ident-timeout has to have one). 'fastsocks passwd FILE USER' adds a"
+        " user to the FILE of --users, or changes his password.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -49,8 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("-u", dest="user", metavar="USER", help="the user that clients must log in as")
     add(
         "-P",
-        dest="password",
+        dest="passwords",
         metavar="PASSWORD",
+        action="append",
         help="his password; others on this machine may see it before it is wiped from the"
         " process list, so rather use --password-file or FASTSOCKS_PASSWORD",
     )
@@ -130,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--udp-per-client",
         metavar="N",
-        type=whole,
+        type=one_or_more,
         default=64,
         help="UDP associations that one client may have at once (64)",
     )
@@ -207,7 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--max-sessions",
         metavar="N",
-        type=whole,
+        type=one_or_more,
         help="connections held at once (as many as there are descriptors for)",
     )
     add(
@@ -221,7 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--ident-timeout",
         metavar="S",
-        type=seconds,
+        type=ident_seconds,
         default=3.0,
         help="for a client's identd to answer (3)",
     )
@@ -247,24 +253,30 @@ def build_parser() -> argparse.ArgumentParser:
 # -- values -----------------------------------------------------------------
 
 
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds") from None
-    return in_range(value, text, SECONDS_MAX)
+def seconds(text: str, least: float = 0) -> float:
+    if not NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds")
+    return in_range(float(text), text, SECONDS_MAX, least)
 
 
-def in_range(value: N, text: str, most: int, least: int = 0) -> N:
+def ident_seconds(text: str) -> float:
+    return seconds(text, IDENT_SECONDS_MIN)
+
+
+def in_range(value: N, text: str, most: int, least: float = 0) -> N:
     if not least <= value <= most:
         raise argparse.ArgumentTypeError(f"{text}: must be {least} to {most}")
     return value
 
 
-def whole(text: str) -> int:
+def whole(text: str, least: int = 0) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number")
-    return in_range(int(text[:20]), text, COUNT_MAX)
+    return in_range(int(text[:20]), text, COUNT_MAX, least)
+
+
+def one_or_more(text: str) -> int:
+    return whole(text, 1)
 
 
 def thread_count(text: str) -> int:

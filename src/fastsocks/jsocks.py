@@ -36,6 +36,7 @@ NUMBER_MAX = 10**12
 ESCAPED = re.compile(r"\\(u[0-9a-fA-F]{4}|u|.)", re.DOTALL)
 CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 BLANKS = " \t\f"
+BYTE_ORDER_MARK = "\xef\xbb\xbf"  # of UTF-8, read as Latin-1
 
 
 class Property(NamedTuple):
@@ -146,6 +147,11 @@ def read(path: str) -> dict[str, Property]:
             text = file.read()
     except OSError as error:
         raise ConfigError(f"--jsocks {path}: {error.strerror}") from None
+    if text.startswith(BYTE_ORDER_MARK):
+        raise ConfigError(
+            f"{path}:1: begins with a byte order mark, which jsocks takes for a part of the"
+            " first key; must be saved without one"
+        )
     found = {}
     for line_number, line in logical_lines(text):
         place = f"{path}:{line_number}"

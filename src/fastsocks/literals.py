@@ -8,6 +8,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
+BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
 
 def literal_of(address: tuple[Any, ...]) -> str:
     """The host of a socket address: an IPv4-mapped one as IPv4, a link-local one with the
@@ -31,7 +33,14 @@ def is_one_host(literal: str) -> bool:
     """Neither a group nor "all addresses"."""
     address = ipaddress.ip_address(literal)
     plain = getattr(address, "ipv4_mapped", None) or address
-    return not (plain.is_unspecified or plain.is_multicast)
+    return not (plain.is_unspecified or is_group(literal))
+
+
+def is_group(literal: str) -> bool:
+    """A multicast group, or the broadcast address."""
+    address = ipaddress.ip_address(literal)
+    plain = getattr(address, "ipv4_mapped", None) or address
+    return plain.is_multicast or plain == BROADCAST
 
 
 def family_of(literal: str) -> str:

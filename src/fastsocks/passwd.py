@@ -25,7 +25,7 @@ NOT_GIVEN = "no password given; nothing is changed"
 
 
 def main(argv: Sequence[str]) -> int:
-    options = build_parser().parse_args(argv)
+    options = build_parser().parse(argv)
     try:
         users_file.check_name(options.user)
         done = change(options.file, options.user, options.delete)
@@ -50,6 +50,9 @@ def build_parser() -> Parser:
         " which is asked for, or read from the first line of standard input. A running fastsocks"
         " takes the change over by itself.",
         allow_abbrev=False,
+    )
+    parser.too_many = (
+        "only FILE and USER are arguments; the password is asked for, or read from standard input"
     )
     parser.add_argument("file", metavar="FILE", help="made if there is none, for its owner only")
     parser.add_argument("user", metavar="USER", help="1 to 255 octets of UTF-8, without a colon")
@@ -92,6 +95,8 @@ def prompt(text: str) -> bytes:
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return getpass.getpass(text).encode("utf-8", "surrogateescape")
+        except UnicodeDecodeError:
+            raise ValueError("the password must be text in this terminal's encoding") from None
         except (EOFError, KeyboardInterrupt):
             print(file=sys.stderr)
             raise ValueError(NOT_GIVEN) from None

@@ -1,5 +1,5 @@
 """A log that strangers cannot flood: one line a second for each kind of trouble,
-with the number of those left out."""
+with the number of those left out. Where DEBUG is asked for, every line is."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ class QuietLog:
         self._log(logging.WARNING, kind, message, details)
 
     def _log(self, level: int, kind: str, message: str, details: tuple[object, ...]) -> None:
+        if self._logger.isEnabledFor(logging.DEBUG):
+            self._logger.log(level, message, *details)
+            return
         if not self._logger.isEnabledFor(level):
             return
         now = time.monotonic()

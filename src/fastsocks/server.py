@@ -48,6 +48,8 @@ class Server:
     """
 
     def __init__(self, config: Config | None = None, **settings: Any) -> None:
+        if config is not None and (settings or not isinstance(config, Config)):
+            raise ConfigError("Server() takes its settings by keyword, as in listen=[...]")
         try:
             self.config = config or Config(**settings)
         except TypeError as error:
@@ -81,6 +83,8 @@ class Server:
             for sock in listeners:
                 sock.close()
             raise
+        for source in config.sources.values():
+            warn_of_strange(source)
         self.addresses = [sock.getsockname()[:2] for sock in listeners]
         self._sessions = self._make_sessions(config, self.engine)
         self._loop = loop
@@ -108,8 +112,8 @@ class Server:
         engine, grace = self.engine, self.config.grace if grace is None else grace
         if engine is None:
             return
-        engine.stop_listening()
         deadline = self._loop.time() + grace
+        engine.stop_listening()
         # The engine reports ends of sessions, not of refused clients: so it is asked.
         while engine.sessions and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(STOP_POLL)
@@ -175,6 +179,19 @@ def make_users(config: Config, quiet: QuietLog) -> Users | Custom:
     return Users(config.users, None if path is None else os.fspath(path))
 
 
+def warn_of_strange(source: str) -> None:
+    """It may become an address of this machine later, so it is no error."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET) as probe:
+            probe.bind(socket.getaddrinfo(source, 0, flags=socket.AI_NUMERICHOST)[0][4])
+    except OSError as error:
+        log.warning(
+            "source %s: %s; no remote of its family can be reached from there",
+            source,
+            error.strerror or error,
+        )
+
+
 def bind_all(listeners: Sequence[Listener], keepalive: bool) -> list[socket.socket]:
     """All of them or none: raises OSError that names the address."""
     bound: list[socket.socket] = []
@@ -208,5 +225,7 @@ def bind(host: str, port: int, keepalive: bool) -> socket.socket:
         # getaddrinfo has numbers of its own, which strerror() does not know.
         lookup = isinstance(error, socket.gaierror) or not error.errno
         reason = error.strerror if lookup else os.strerror(error.errno or 0)
+        if isinstance(error, socket.gaierror) and "%" in host:
+            reason = f"there is no interface {host.partition('%')[2]}"
         raise OSError(error.errno, f"cannot listen on {endpoint(host, port)}: {reason}") from None
     return sock

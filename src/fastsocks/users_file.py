@@ -85,7 +85,9 @@ def check_place(path: str) -> None:
     directory = os.path.dirname(path)
     os.stat(directory)
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+        code = errno.EROFS if read_only else errno.EACCES
+        raise OSError(code, os.strerror(code))
     with contextlib.suppress(FileNotFoundError):
         for _ in _entries(path, _content(path)[0]):
             pass

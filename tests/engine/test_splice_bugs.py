@@ -107,7 +107,7 @@ async def test_class_4_both_pipes_are_full(make_way, calm):
 @pytest.mark.parametrize("how", ["kill", "reset", "idle"])
 async def test_class_5_a_dirty_pipe_goes_back_to_the_pool(make_way, payload, how):
     """The octets of a session that was cut off must not turn up in another one."""
-    rig = make_way(max_pipes=2, pipe_size=SMALL_PIPE, idle_timeout=0.6 if how == "idle" else 0)
+    rig = make_way(max_pipes=2, pipe_size=SMALL_PIPE, idle_timeout=1.5 if how == "idle" else 0)
     for round_number in range(2):
         secret = rig.relay()
         assert secret.client.sock.send(b"S" * 50_000) > 0

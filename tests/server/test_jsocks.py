@@ -92,7 +92,7 @@ def test_a_user_beyond_the_first_plane(file):
 
 
 def test_everyone_from_everywhere_has_to_be_meant(file):
-    with pytest.raises(ConfigError, match="--open"):
+    with pytest.raises(ConfigError, match="open=True"):
         Config(**load([file("range = .")]).settings)
 
 

@@ -168,6 +168,33 @@ async def test_stop_twice(serve):
     assert refuses(server.addresses[0])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [(("127.0.0.1:0",), {}), (({},), {}), ((fastsocks.config.Config(),), {"grace": 1})],
+    ids=str,
+)
+def test_settings_without_a_keyword(arguments, settings):
+    with pytest.raises(fastsocks.ConfigError, match="by keyword"):
+        fastsocks.Server(*arguments, **settings)
+
+
+async def test_a_source_that_is_not_ours_is_warned_of(serve, caplog):
+    async with serve(source="192.0.2.9"):
+        assert "source 192.0.2.9: " in caplog.text
+    caplog.clear()
+    async with serve(source="127.0.0.1"):
+        assert "source" not in caplog.text
+
+
+async def test_a_grace_that_is_no_number_stops_nothing(serve, dial, echo):
+    async with serve() as server:
+        with pytest.raises(TypeError):
+            await server.stop("5")
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        assert await client.echoes()
+
+
 async def test_started_twice(serve, dial, echo):
     """It would hold what it had, and serve on without anybody to stop it."""
     async with serve() as server:

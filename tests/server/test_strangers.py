@@ -149,6 +149,14 @@ def test_quiet_log_counts_what_it_leaves_out(log, standing_clock):
     ]
 
 
+def test_quiet_log_tells_all_where_debug_is_asked_for(log, standing_clock):
+    log.set_level("DEBUG", "fastsocks")
+    calm = QuietLog(logging.getLogger("fastsocks"))
+    for number in range(3):
+        calm.info("kind", "number %d", number)
+    assert [record.getMessage() for record in log.records] == ["number 0", "number 1", "number 2"]
+
+
 def test_quiet_log_costs_nothing_below_its_level(log, standing_clock):
     logger = logging.getLogger("fastsocks")
     log.set_level("WARNING", "fastsocks")

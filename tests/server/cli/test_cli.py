@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -170,20 +172,44 @@ def test_environment_without_a_user_means_nothing(start, origin, echoes):
         ["-u", "me", f"-qP{SECRET}"],
         ["-u", "me", "-P", "fast"],  # as the program's own name does
         ["-u", "me", "-P", "p\u00e4ssword"],
+        # As getopt(3) has it: the value is all that follows, or the next argument.
+        ["-u", "me", f"-P={SECRET}"],
+        ["-u", "me", "-P", f"={SECRET}"],
+        ["-u", "me", "-P", f"-{SECRET}"],
+        ["-u", "me", "-P", "--open"],
+        ["-u", "me", "-qP", f"-{SECRET}"],
+        ["-u", "=me", "-P", SECRET],
+        ["-P", "first-of-two", "-u", "me", "-P", SECRET],
     ],
     ids=" ".join,
 )
 def test_password_is_wiped_from_argv(start, origin, arguments, echoes):
     user = arguments[arguments.index("-u") + 1]
-    secret = arguments[-1].partition("P")[2] or arguments[-1]
-    secret = SECRET if SECRET in "".join(arguments) else secret
+    last = arguments[-1]
+    if last.startswith(("-P", "-qP")):
+        secret = last.partition("P")[2]
+    else:
+        secret = SECRET if arguments[0] == "-P" and last == "me" else last
     proxy = start(*arguments)
     shown = proxy.arguments()
+    assert not [one for one in shown if SECRET.encode() in one and one != user.encode()]
+    assert b"first-of-two" not in shown
     assert not [one for one in shown if one in (secret.encode(), b"-P" + secret.encode())]
     assert not [one for one in shown if one.endswith(b"P" + secret.encode())]
     assert user.encode() in shown, "more than the password was wiped"
     assert b"fastsocks" in shown
     assert echoes(proxy, origin, login=(user.encode(), secret.encode()))
+    assert proxy.stop() == 0
+
+
+@pytest.mark.linux
+def test_pipe_size_that_the_kernel_does_not_grant(start):
+    """It gets what is granted, rather than what a pipe has by itself."""
+    granted = int(Path("/proc/sys/fs/pipe-max-size").read_text())
+    proxy = start("--engine", "native", "--pipe-size", "1g")
+    found = re.search(r" pipes of (\d+) KiB", proxy.ready)
+    assert found, proxy.ready
+    assert int(found[1]) << 10 >= granted
     assert proxy.stop() == 0
 
 

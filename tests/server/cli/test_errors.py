@@ -115,6 +115,9 @@ def rows(flag: str, *values: str) -> list[pytest.param]:
             "[:::]:1080",
             "http://127.0.0.1:1080",
             "/run/fastsocks.sock",
+            "224.0.0.1:1080",
+            "255.255.255.255:1080",
+            "[ff02::1]:1080",
         ),
         *rows("--engine", "", "warp", "Native", "native,python", "c"),
         *rows("--relay", "", "sendfile", "COPY", "auto "),
@@ -127,9 +130,10 @@ def rows(flag: str, *values: str) -> list[pytest.param]:
             row
             for flag in SECONDS
             for row in rows(flag, "", "-1", "-0.1", "soon", "10s", "nan", "inf", "-inf", "1e999")
+            + rows(flag, "1_0", " 5 ", "\u0663")
         ],
         *rows("--ident", "", "=", "10.1", "10.=", "fe80::1%lo", "10.0.0.9:10.0.0.1", "a b c"),
-        *rows("--ident-timeout", "0", "-1", "soon", "nan"),
+        *rows("--ident-timeout", "0", "-1", "soon", "nan", "0.0001"),
         *rows("--jsocks", "", "/nowhere/at/all", "/"),
         *rows("--prefer", "ipv5", "IPv4", "ipv4-", "ipv4-only,ipv6", "4", "inet"),
         *rows(
@@ -139,11 +143,11 @@ def rows(flag: str, *values: str) -> list[pytest.param]:
         *rows("--udp-ports", "", "-", "40000", "40000-", "-40000", "0-10", "1-65536", "9-8", "a-b"),
         *rows("--udp-ports", "1-2-3", "40000:40100", " 1-2", "+1-2", "1-9" + "9" * 5000),
         *rows("--udp-address", "", "nowhere", "proxy.example.com", "127.1", "192.0.2.1:1080"),
-        *rows("--udp-address", "[::1]", "192.0.2.0/24", "0.0.0.0", "::", "ff02::1"),
+        *rows("--udp-address", "[::1]", "192.0.2.0/24", "0.0.0.0", "::", "ff02::1", "fe80::1%lo"),
         *rows("--udp-per-client", "", "0", "-1", "1.5", "all", "9" * 30),
         *rows("--users", ""),
         *rows("--log-level", "", "loud", "INFO", "10"),
-        *rows("-b", "", "nowhere", "300.1.1.1", "127.1", "127.0.0.1:80", "[::1]"),
+        *rows("-b", "", "nowhere", "300.1.1.1", "127.1", "127.0.0.1:80", "[::1]", "224.0.0.1"),
     ],
 )
 def test_bad_value(refused, flag, value):
@@ -161,6 +165,7 @@ def test_bad_value(refused, flag, value):
         ("--pipe-size", "1t"),
         ("--max-pipes", "all"),
         ("--max-sessions", "0"),
+        ("--listen", "[::]:1080"),
         ("--idle-timeout", "soon"),
         ("--log-level", "loud"),
         ("-b", "nowhere"),
@@ -197,7 +202,13 @@ def test_the_line_says_what_would_be_right(refused, flag, allowed):
         (["-x"], "-x"),
         (["--hand", "3"], "--hand"),
         (["--Listen", "127.0.0.1:0"], "--Listen"),
-        (["1080"], "1080"),
+        (["1080"], "argument without a flag"),
+        (["secret"], "argument without a flag"),
+        (["-u", "me", "-P", "p", "secret"], "argument without a flag"),
+        (["-u", "me", "--pass", "secret"], "no flag --pass "),
+        (["-u", "me", "--password=secret"], "no flag --password "),
+        (["-u", "me", "-secret"], "no flag -s "),
+        (["--listen", "no\nwhere"], "no\\nwhere"),
         (["--listen"], "--listen"),
         (["--open=yes"], "--open"),
         # User and password.
@@ -214,6 +225,8 @@ def test_the_line_says_what_would_be_right(refused, flag, allowed):
         (["-u", "me", "--password-file", "/"], "--password-file"),
         (["-u", "me", "--password-file", "/dev/null"], "password"),
         (["-u", "me", "--password-file", ""], "--password-file"),
+        (["-u", "me", "-P", "secret", "--password-file", "/dev/null"], "--password-file"),
+        (["-P"], "-P"),
         # What may be given once, or for each of two.
         (["-b", "192.0.2.1", "-b", "192.0.2.2"], "-b 192.0.2.2"),
         (["-b", "::1", "-b", "192.0.2.2", "-b", "::2"], "-b ::2"),
@@ -224,7 +237,7 @@ def test_the_line_says_what_would_be_right(refused, flag, allowed):
         (["--users"], "--users"),
         (["--no-udp=yes"], "--no-udp"),
         (["--allow-bind=yes"], "--allow-bind"),
-        (["--bind-anyone", "yes"], "yes"),
+        (["--bind-anyone", "yes"], "argument without a flag"),
         (["--udp-full-cone=1"], "--udp-full-cone"),
     ],
     ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, list) else "",
@@ -296,12 +309,13 @@ def test_users_file_that_is_none(fails):
         ("range = 10.\nproxy = 192.0.2.1\n", ":2", "proxy"),
         ("Range = 10.\n", ":1", "range"),
         ("range = 10.\\u00zz\n", "", ""),
+        ("\ufeffusers = me\nrange = 10.\n", ":1", "byte order mark"),
     ],
     ids=lambda value: repr(value) if value.endswith("\n") else "",
 )
 def test_jsocks_file_that_is_wrong(refused, tmp_path, text, line, named):
     file = tmp_path / "socks.properties"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     told = refused("--jsocks", str(file))
     assert f"{file}{line}" in told
     assert named in told
@@ -371,7 +385,9 @@ def test_too_few_descriptors(command, environment, limit):
         text=True,
     )
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert one_line(ended.stderr) == f"fastsocks: {os.strerror(errno.EMFILE)}\n"
+    told = one_line(ended.stderr)
+    assert told.startswith(f"fastsocks: {os.strerror(errno.EMFILE)}: ")
+    assert "ulimit -n" in told
 
 
 def test_what_is_meant_for_standard_error_goes_nowhere_else(command, environment):
@@ -403,8 +419,7 @@ def test_address_of_another_machine(fails, place):
 
 def test_zone_that_does_not_exist(fails):
     told = fails(1, "--open", "--listen", "[fe80::1%nowhere0]:1080")
-    assert "cannot listen on [fe80::1%nowhere0]:1080: " in told
-    assert "Unknown error" not in told
+    assert "cannot listen on [fe80::1%nowhere0]:1080: there is no interface nowhere0" in told
 
 
 def test_engine_that_was_never_compiled(tmp_path, command, environment):

@@ -109,7 +109,8 @@ def test_a_password_that_cannot_be(passwd, file, said, told):
         ([""], b"user name"),
         (["u" * 256], b"255"),
         ([b"\xff"], b"UTF-8"),
-        (["alice", "secret"], b"unrecognized arguments"),
+        (["alice", SECRET], b"the password is asked for"),
+        (["alice", b"--" + SECRET], b"no flag --correct"),
         (["nobody", "--delete"], b"nobody"),
         (["alice", "--remove"], b"--remove"),
     ],
@@ -120,6 +121,7 @@ def test_arguments_that_cannot_be(passwd, file, arguments, told):
     ended = passwd(*arguments, said=SECRET)
     assert ended.returncode == 2
     assert told in ended.stderr
+    assert b"horse" not in ended.stderr
     assert ended.stderr.count(b"\n") == 1
     assert file.read_bytes() == b"# ours\n"
 

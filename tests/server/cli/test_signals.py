@@ -8,17 +8,45 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 
 import pytest
 
 PATIENCE = 30.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_an_idle_proxy(start, engine_name, number):
     proxy = start("--engine", engine_name)
     assert proxy.stop(number) == 0
     assert proxy.refuses()
+
+
+def test_a_terminal_that_goes_means_nothing_below_nohup(command, environment, origin, tmp_path):
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        proxy = subprocess.Popen(
+            ["nohup", *command("--listen", "127.0.0.1:0")],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment(),
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while b"listening on" not in said.read_bytes():
+            assert time.monotonic() < deadline, said.read_bytes()
+            time.sleep(0.01)
+        port = int(said.read_text().partition("listening on 127.0.0.1:")[2].split()[0])
+        proxy.send_signal(signal.SIGHUP)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+            client.sendall(b"\x05\x01\x00")
+            assert client.recv(2) == b"\x05\x00"
+        proxy.terminate()
+        assert proxy.wait(PATIENCE) == 0
+    finally:
+        proxy.kill()
+        proxy.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
