@@ -76,7 +76,7 @@ def _circumstances(record: Record) -> str:
     if record["unprivileged"]:
         who = "nobody"
     lines = [
-        f"Linux {record['kernel'].partition('-')[0]}, {record['cpus']} CPUs,"
+        f"Linux {record['kernel']}, {record['cpus']} CPUs,"
         f" CPython {record['python']},"
         f" {record['congestion_control']}, servers run as {who};"
         f" rounds: {record['rounds']}, of {record['seconds']:g} s.",

@@ -143,7 +143,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace, systems: list[System], place: Place, notes: list[str]) -> None:
     record: dict[str, Any] = {
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "over": place.name,

@@ -167,7 +167,11 @@ def run(
     *command: str, cwd: Path | str | None = None, capture: bool = False, **switches: str
 ) -> str:
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **switches}, text=True, stdout=-1 if capture else None
+        command,
+        cwd=cwd,
+        env={**os.environ, **switches},
+        text=True,
+        stdout=subprocess.PIPE if capture else None,
     )
     require(done.returncode == 0, f"failed: {' '.join(command)}")
     return done.stdout or ""

@@ -1,6 +1,6 @@
-/* What Cython cannot say itself: C11 atomics on plain fields, and the feature
- * macros that must come before any system header. It must not know what a
- * session is. */
+/* What Cython cannot say itself: atomics on plain fields and the lists made of them, a hash
+ * whose key strangers do not know, splice() without SIGPIPE, and constants that old headers
+ * lack. It must not know what a session is. */
 #ifndef FASTSOCKS_COMPAT_H
 #define FASTSOCKS_COMPAT_H
 
@@ -20,8 +20,8 @@
 #define UDP_GRO 104
 #endif
 
-/* The prefix is for CPython 3.12, whose internal headers, which Cython includes, have
- * a read_u64 of their own. */
+/* All are called fs_...: CPython's internal headers, which Cython includes, have short names
+ * of their own. */
 
 /* Acquire and release order what one thread wrote before it published a field
  * with what the other reads after it has seen that field. */

@@ -927,7 +927,7 @@ cdef int bind_source(int fd, str source, int family) except -1:
     cdef socklen_t length = parse_address(source, 0, &address)
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
     if address.any.sa_family != family:
-        raise OSError(97, "the source address is of the other family")
+        raise OSError(EAFNOSUPPORT, "the source address is of the other family")
     if bind(fd, &address.any, length) < 0:
         raise os_error(errno)
     return 0

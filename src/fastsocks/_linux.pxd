@@ -1,8 +1,7 @@
-# The system calls and constants of Linux that the engine uses, all nogil.
-# Declarations only: what they are used for is _relay.pyx's business.
+# The system calls and constants of Linux that the native engine uses, and the helpers of
+# _compat.h, all nogil. Declarations only: what for is the business of the .pyx files.
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
-from posix.types cimport off_t
 
 cdef extern from "_compat.h" nogil:
     uint32_t load_u32 "fs_load_u32"(uint32_t *field)
@@ -20,6 +19,7 @@ cdef extern from "<errno.h>" nogil:
     int errno
     enum:
         EADDRINUSE
+        EAFNOSUPPORT
         EAGAIN
         EALREADY
         EBADF
@@ -34,8 +34,6 @@ cdef extern from "<errno.h>" nogil:
         ENFILE
         ENOBUFS
         ENOMEM
-        ENOTCONN
-        EPROTO
         EPERM
         ETIMEDOUT
 
@@ -102,7 +100,6 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_INET
         AF_INET6
-        AF_UNIX
         SOCK_DGRAM
         SOCK_STREAM
         SOCK_NONBLOCK
@@ -170,7 +167,6 @@ cdef extern from "<netinet/in.h>" nogil:
         IPPROTO_TCP
         IPV6_V6ONLY
         IP_BIND_ADDRESS_NO_PORT
-        INET6_ADDRSTRLEN
     struct in_addr:
         uint32_t s_addr
     struct in6_addr:

@@ -3,7 +3,7 @@
 
 cdef class Turn:
     cdef object loop
-    cdef bint under_way         # and neither a Task nor a visit is running
+    cdef bint under_way         # and nobody whom it has resumed is running just now
     cdef bint closed            # the engine is: none begins
 
     cdef resume(self, Visit visit, outcome=*, function=*, context=*)

@@ -26,10 +26,6 @@ from typing import NamedTuple
 from fastsocks.errors import Reply, RuleDenied
 from fastsocks.literals import family_of
 
-# IANA IPv4 and IPv6 Special-Purpose Address Registries as of this date, and with them
-# multicast, what RFC 4291 2.4 leaves unassigned, and what has been deprecated.
-TABLE_VERSION = "2025-10-09"
-
 BOTH_FAMILIES = frozenset({"ipv4", "ipv6"})
 
 log = logging.getLogger("fastsocks.addresses")
@@ -55,6 +51,8 @@ class Range(NamedTuple):
     inside: tuple[tuple[int, int], ...] = ()
 
 
+# The IANA IPv4 and IPv6 Special-Purpose Address Registries of 2025-10-09, and with them
+# multicast, what RFC 4291 2.4 leaves unassigned, and what has been deprecated.
 TABLE = (
     Range("0.0.0.0/32", "unspecified", "RFC 1122 3.2.1.3", Use.NEVER),
     Range("0.0.0.0/8", "this-network", "RFC 791 3.2"),
@@ -184,12 +182,11 @@ class Judge:
             return
         local = is_loopback(client_host)
         for row, packed in reading.ranges:
-            if row.use is Use.GROUP:
-                if datagram and self._allows(row, packed):
-                    continue
-            elif row.use is Use.SPECIAL and (local or self._allows(row, packed)):
-                continue
             may_be_allowed = row.use is Use.SPECIAL or (row.use is Use.GROUP and datagram)
+            if row.use is Use.SPECIAL and local:
+                continue
+            if may_be_allowed and self._allows(row, packed):
+                continue
             remedy = f"; needs --allow {row.name}" if may_be_allowed else ""
             raise RuleDenied(f"{host} is in {row.name} ({row.network}, {row.source}){remedy}")
 

@@ -298,6 +298,10 @@ class Authenticator(Protocol):
 class Custom:
     """An Authenticator in the place of Users."""
 
+    def __bool__(self) -> bool:
+        """It is asked of everybody."""
+        return True
+
     def __init__(self, authenticator: Authenticator, quiet: QuietLog) -> None:
         self._authenticator = authenticator
         self._quiet = quiet

@@ -141,9 +141,9 @@ def need_descriptors() -> None:
 
 
 def open_what_is_closed() -> None:
-    """Of the standard streams. Else the loop's own descriptors have their numbers, and
-    libuv aborts when it has to close one below 3; and what is meant for standard error
-    is printed to standard output, if it is None."""
+    """Of the standard streams, as /dev/null. Else the loop's own descriptors have their
+    numbers, and libuv aborts when it has to close one below 3; and what is meant for
+    standard error is printed to standard output, if it is None."""
     # Where there is no /dev/null, serving is still better than not to.
     with contextlib.suppress(OSError):
         for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -171,7 +171,7 @@ def choose_loop() -> tuple[Callable[[], asyncio.AbstractEventLoop], str]:
 
 
 def raise_descriptor_limit() -> None:
-    """To what this user may have: the default of 1,024 is for select(), and a
+    """Raises it to what this user may have: the default of 1,024 is for select(), and a
     session takes two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for limit in (hard, max(soft, DESCRIPTORS_ALWAYS)):

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastsocks import fields
-from fastsocks.addresses import Judge
+from fastsocks.addresses import BOTH_FAMILIES, Judge
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
 from fastsocks.literals import family_of, is_group, is_literal, is_one_host
@@ -171,8 +171,8 @@ class Config:
         only, the other would show an address that nobody chose."""
         return frozenset(
             family
-            for family, host in (("ipv4", "0.0.0.0"), ("ipv6", "::"))
-            if is_wanted(self.prefer, host) and (family in self.sources or not self.sources)
+            for family in BOTH_FAMILIES
+            if is_wanted(self.prefer, family) and (family in self.sources or not self.sources)
         )
 
     @property

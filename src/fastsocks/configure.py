@@ -15,6 +15,7 @@ from typing import Any
 
 from fastsocks.config import Config, is_credential, is_port, parse_listener
 from fastsocks.errors import ConfigError
+from fastsocks.flow import endpoint
 from fastsocks.literals import is_literal
 
 LOGIN_SOURCES = "-P, --password-file or FASTSOCKS_PASSWORD"
@@ -26,36 +27,7 @@ def to_config(options: argparse.Namespace, migrated: dict[str, Any]) -> Config:
     """Raises ConfigError naming the flag. ``migrated`` are settings from elsewhere,
     for those that have no flag or none given."""
     settings: dict[str, Any] = migrated | {
-        name: getattr(options, name)
-        for name in (
-            "source",
-            "prefer",
-            "allow",
-            "allow_bind",
-            "bind_anyone",
-            "bind_timeout",
-            "udp",
-            "udp_ports",
-            "udp_address",
-            "udp_full_cone",
-            "udp_timeout",
-            "udp_per_client",
-            "users_file",
-            "strict_methods",
-            "open",
-            "engine",
-            "relay",
-            "relay_threads",
-            "pipe_size",
-            "max_pipes",
-            "handshake_timeout",
-            "connect_timeout",
-            "idle_timeout",
-            "half_closed_timeout",
-            "grace",
-            "max_sessions",
-            "ident_timeout",
-        )
+        name: value for name, value in vars(options).items() if name in Config.__dataclass_fields__
     }
     settings["ident"] = [*options.ident, *migrated.get("ident", ())]
     password, source = read_password(options)
@@ -84,7 +56,7 @@ def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:
         raise ConfigError(f"-i {host}: must be an IPv4 or IPv6 address, without brackets")
     if not is_port(port):
         raise ConfigError(f"-p {port}: must be a port from 0 to 65535")
-    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    return [endpoint(host, int(port))]
 
 
 def read_password(options: argparse.Namespace) -> tuple[str | None, str]:

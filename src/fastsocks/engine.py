@@ -1,9 +1,9 @@
 """The contract between the program and what moves its bytes, and the choice of who
-fulfils it: ``_front`` and ``_relay`` (Linux, native) or ``pure`` (asyncio, anywhere).
+fulfils it: ``_front`` and what is behind it (Linux, native) or ``pure`` (asyncio, anywhere).
 
 An engine owns every socket of the data path from accept to close; nobody else
-reads, writes or closes one. It must not know SOCKS: it moves bytes, keeps
-deadlines and reports ends.
+reads, writes or closes one. It must not know SOCKS, but for the header
+of its datagrams: it moves bytes, keeps deadlines and reports ends.
 """
 
 from __future__ import annotations
@@ -237,14 +237,14 @@ class Engine(Protocol):
         """Ends a session by reset; nothing happens if it has ended by itself."""
 
     def counters(self) -> dict[str, int]:
-        """Running totals: ``spliced`` and ``copied`` octets, ``pipes``,
-        ``pipes_refused``, ``accepted``, ``accept_pauses``, ``relayed``, ``moved_on`` (to
-        a relay thread), ``slots``;
+        """Totals since the start: octets ``spliced`` and ``copied``, ``pipes_refused``,
+        ``accepted``, ``accept_pauses``, ``relayed``, ``moved_on`` (to a relay thread);
         ``udp_associations`` handed over, ``datagrams_up`` and ``_down`` passed on,
         and those dropped: ``udp_dropped_source`` (not the client), ``_malformed``,
         ``_fragment``, ``_denied``, ``_stranger`` (not a target of the client's),
         ``_full`` (no room) and ``_failed`` (refused by the kernel);
-        ``udp_gso_sends`` (several datagrams in one)."""
+        ``udp_gso_sends`` (several datagrams in one). And what there is now: ``pipes``, and
+        ``slots`` taken, which each engine has for what it likes."""
 
     def close(self) -> None:
         """Ends everything by reset and reports it; returns with no descriptor left."""

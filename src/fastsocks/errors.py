@@ -37,11 +37,8 @@ class SocksError(Exception):
     """A session that ends without being relayed.
 
     ``reply`` is what the client is told, or ``None`` where its protocol has no
-    reply for it at that point and the connection is closed. ``side`` is whose
-    fault it is: ``"client"``, ``"remote"`` or ``"proxy"``.
+    reply for it at that point and the connection is closed.
     """
-
-    side = "client"
 
     def __init__(
         self, reason: str, reply: Reply | IdentReply | None = Reply.GENERAL_FAILURE
@@ -86,8 +83,6 @@ class RuleDenied(SocksError):
 
 class DialError(SocksError):
     """No connection to the remote could be made."""
-
-    side = "remote"
 
 
 class ConfigError(ValueError):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fastsocks import ranges
 from fastsocks.errors import ConfigError
+from fastsocks.flow import endpoint
 from fastsocks.literals import is_literal
 
 MILLISECONDS = {
@@ -58,9 +59,9 @@ def load(paths: Sequence[str]) -> Jsocks:
     files = [(path, read(path)) for path in paths]
     warnings = [
         f"{prop.place}: {key} {why}"
-        for number, (_, properties) in enumerate(files)
+        for position, (_, properties) in enumerate(files)
         for key, prop in properties.items()
-        if (why := objection(key, prop, is_first=number == 0))
+        if (why := objection(key, prop, is_first=position == 0))
     ]
     warnings.append(
         "jsocks let clients reach every address; here those in private and other special"
@@ -110,7 +111,7 @@ def listener(properties: dict[str, Property]) -> str:
     where = host.value.strip() if host else "0.0.0.0"
     if host and not (where == "localhost" or is_literal(where)):
         raise ConfigError(f"{host.place}: host {where[:40]}: must be an IPv4 or IPv6 address")
-    return f"[{where}]:{port}" if ":" in where else f"{where}:{port}"
+    return endpoint(where, port)
 
 
 def rule(path: str, properties: dict[str, Property]) -> str:

@@ -2,7 +2,7 @@
 
 It runs where nothing could be compiled, and is what the native engine is compared
 with, so it keeps to the contract in engine.py and to what every event loop offers.
-It must not know SOCKS, nor the native engine.
+It must not know SOCKS (but for the header of a datagram), nor the native engine.
 
 Here it accepts, dials and keeps account; what a connection does is in pure_conn.py, how
 a pair of them is relayed in pure_relay.py, datagrams in pure_udp.py.

@@ -230,9 +230,9 @@ class Cache:
             where.popitem(last=False)
 
 
-def is_wanted(prefer: str, host: str) -> bool:
-    """Whether ``prefer`` lets an address be used at all."""
-    return not prefer.endswith("-only") or prefer.startswith(family_of(host))
+def is_wanted(prefer: str, family: str) -> bool:
+    """Whether ``prefer`` lets addresses of a family be used at all."""
+    return not prefer.endswith("-only") or prefer.startswith(family)
 
 
 def _settle(waiter: asyncio.Future[Answer], answer: Answer) -> None:

@@ -74,7 +74,8 @@ class Server:
         loop = asyncio.get_running_loop()
         self._users = make_users(config, self._quiet)
         settings = config.settings()
-        # A client that waits in BIND is none that the engine has a limit for.
+        # No limit of the engine's applies to a client that waits in BIND: where BIND has none
+        # either, only keepalive finds out that it is gone.
         waits = config.allow_bind and not 0 < config.bind_timeout < engines.KEEPALIVE_AFTER
         listeners = bind_all(config.listeners, waits or settings.needs_keepalive)
         try:
@@ -109,9 +110,11 @@ class Server:
     async def stop(self, grace: float | None = None) -> None:
         """Stops accepting, gives sessions ``grace`` seconds (default: the
         configured ones) to finish, and ends those that have not."""
-        engine, grace = self.engine, self.config.grace if grace is None else grace
+        engine = self.engine
         if engine is None:
             return
+        if grace is None:
+            grace = self.config.grace
         deadline = self._loop.time() + grace
         engine.stop_listening()
         # The engine reports ends of sessions, not of refused clients: so it is asked.

@@ -43,7 +43,7 @@ from fastsocks.waits import within
 MACHINES: dict[int, Callable[[], Machine]] = {4: Socks4, 5: Socks5}
 
 # Seconds for an embedding program's authenticator to take notice that it is cancelled.
-LAST_WORDS = 5.0
+CANCEL_PATIENCE = 5.0
 
 Command = Callable[[Conn, Machine, Request, Flow], Awaitable[None]]
 
@@ -104,7 +104,7 @@ class Sessions:
         await asyncio.sleep(0)  # the turn in which those end that are no Tasks
         tasks = [visit.task for visit in visits if visit.task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=LAST_WORDS)
+            await asyncio.wait(tasks, timeout=CANCEL_PATIENCE)
         self._visits.clear()  # of those that were cancelled before they began
 
     async def run(self, client: Conn) -> None:

@@ -1,7 +1,7 @@
 """Limits to what a session waits for elsewhere than at its engine: time, and a client that
 is there to be answered.
 
-It must not know what is waited for.
+It must not know who answers, nor what is done with the answer.
 """
 
 from __future__ import annotations

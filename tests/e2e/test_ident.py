@@ -83,7 +83,7 @@ def test_the_right_user(fetch, identd, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["socks5://", "socks4://daemon"])
-def test_another_user(fetch, identd, scheme):
+def test_a_user_whom_no_rule_names_is_refused(fetch, identd, scheme):
     status, output, told = fetch("daemon", scheme)
     assert (status, output) == (97, b"000"), told
 

@@ -35,7 +35,9 @@ def namespace(need, need_module):
     ],
     ids=["none", "ipv6", "both"],
 )
-def test_ipv6(namespace, engine, plain_environment, tmp_path, options, seen):
+def test_ipv6_connections_and_datagrams_come_from_the_source_address(
+    namespace, engine, plain_environment, tmp_path, options, seen
+):
     with programs_in(namespace, plain_environment, tmp_path) as start:
         command = [sys.executable, "-m", "fastsocks", "--engine", engine, "--listen", "127.0.0.1:0"]
         line = first_line(start(*command, *options)).decode()

@@ -329,7 +329,7 @@ def bulk() -> type[Bulk]:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """program(name, *arguments, environment={}): one of programs/, with stdin and stdout
+    """program(name, *arguments, prefix=(), **environment): one of programs/, with stdin and stdout
     as pipes and stderr in the file ``process.log``; it is ended with the test."""
     started: list[subprocess.Popen[str]] = []
     package = Path(fastsocks.__file__).parent.parent

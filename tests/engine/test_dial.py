@@ -41,7 +41,7 @@ async def test_both_addresses_of_a_connection(make_engine):
     conn.close()
 
 
-async def test_a_dialled_connection_is_relayed(make_engine, payload):
+async def test_a_dialled_connection_is_relayed(make_engine):
     rig = make_engine()
     client, conn = rig.connected()
     listener = rig.listener()

@@ -26,7 +26,7 @@ def test_credentials_never_show_the_password(show):
 
 
 @pytest.mark.parametrize("container", [list, tuple])
-def test_nor_within_something_else(container):
+def test_credentials_in_a_container_never_show_the_password(container):
     assert "hunter2" not in repr(container([Credentials(b"alice", b"hunter2")]))
 
 
@@ -58,19 +58,19 @@ def test_reply_for_errno(number, code):
 
 
 @pytest.mark.parametrize(
-    ("error", "side", "reply"),
+    ("error", "reply"),
     [
-        (errors.ProtocolError("x"), "client", Reply.GENERAL_FAILURE),
-        (errors.ProtocolError("x", None), "client", None),
-        (errors.AuthError("x"), "client", Reply.GENERAL_FAILURE),
-        (errors.ClientGone("x"), "client", None),
-        (errors.DialError("x", Reply.CONNECTION_REFUSED), "remote", Reply.CONNECTION_REFUSED),
+        (errors.ProtocolError("x"), Reply.GENERAL_FAILURE),
+        (errors.ProtocolError("x", None), None),
+        (errors.AuthError("x"), Reply.GENERAL_FAILURE),
+        (errors.ClientGone("x"), None),
+        (errors.DialError("x", Reply.CONNECTION_REFUSED), Reply.CONNECTION_REFUSED),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_errors_carry_side_and_reply(error, side, reply):
+def test_errors_carry_reason_and_reply(error, reply):
     assert isinstance(error, errors.SocksError)
-    assert (error.side, error.reply, error.reason, str(error)) == (side, reply, "x", "x")
+    assert (error.reply, error.reason, str(error)) == (reply, "x", "x")
 
 
 @pytest.mark.parametrize(

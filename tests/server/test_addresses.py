@@ -332,6 +332,7 @@ def test_the_unspecified_address_by_udp():
 
 def test_a_listener_is_a_tcp_port():
     listeners = [("127.0.0.1", 1080)]
+    assert denied("127.0.0.1", LOCAL, 1080, listeners=listeners)
     assert not denied("127.0.0.1", LOCAL, 1080, listeners=listeners, datagram=True)
 
 

@@ -99,7 +99,7 @@ async def test_payload_larger_than_any_handshake_buffer(proxy, dial, echo, talk)
     assert echo.received == payload
 
 
-async def test_all_in_one_segment_and_the_end_as_well(proxy, dial, echo, talk, books):
+async def test_all_in_one_segment_and_the_end_as_well(proxy, dial, talk, books):
     """A client that has sent all and half-closes at once still gets its answer."""
     ledger = books(proxy)
     client = await dial(proxy)
@@ -111,7 +111,7 @@ async def test_all_in_one_segment_and_the_end_as_well(proxy, dial, echo, talk, b
     assert await ledger.outstanding() == {}
 
 
-async def test_two_segments_cut_at_every_position(proxy, dial, echo, talk, books):
+async def test_two_segments_cut_at_every_position(proxy, dial, talk, books):
     ledger = books(proxy)
     stream = talk.said + PAYLOAD
     for position in range(1, len(talk.said) + 2):
@@ -128,7 +128,7 @@ async def test_two_segments_cut_at_every_position(proxy, dial, echo, talk, books
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(positions=st.sets(st.integers(1, 120), max_size=10))
-async def test_random_cuts(proxy, dial, echo, talk, positions):
+async def test_random_cuts(proxy, dial, talk, positions):
     stream = talk.said + PAYLOAD
     edges = [0, *sorted(at for at in positions if at < len(stream)), len(stream)]
     client = await dial(proxy)

@@ -106,7 +106,7 @@ async def test_right_name(serve, come, identd, say, echo, says, books):
 
 
 @pytest.mark.parametrize(("says", "told"), NO_NAMES)
-async def test_no_such_name(serve, come, identd, say, echo, says, told, books, caplog):
+async def test_no_such_name(serve, come, identd, say, says, told, books, caplog):
     caplog.set_level("INFO")
     await identd(says)
     async with serve(ident=["127.0.0.5=bob;alice"]) as server:
@@ -181,7 +181,7 @@ async def test_no_identd_is_remembered(serve, come, refused_port, say, monkeypat
     assert "connection refused" in caplog.text
 
 
-async def test_first_range_decides_and_anyone_is_not_asked(serve, come, identd, say, echo):
+async def test_first_range_decides_and_anyone_is_not_asked(serve, come, identd, echo):
     daemon = await identd(None)
     async with serve(ident=["10.;127.0.0.", ".=alice"]) as server:
         client = await come(server)
@@ -213,7 +213,7 @@ async def test_client_leaves_meanwhile(serve, come, identd, say, until, books, h
         assert await ledger.outstanding() == {}
 
 
-async def test_ipv6(serve, dial, identd, say, remote, books):
+async def test_ipv6(serve, dial, identd, remote, books):
     daemon = await identd(b":USERID:UNIX:alice\r\n", host="::1")
     echo = await remote(host="::1")
     async with serve(ident=["::1=alice"], listen=["[::1]:0"]) as server:
@@ -226,7 +226,7 @@ async def test_ipv6(serve, dial, identd, say, remote, books):
         assert await ledger.outstanding() == {}
 
 
-async def test_ipv4_client_of_a_listener_for_both_families(serve, dial, identd, say, echo):
+async def test_ipv4_client_of_a_listener_for_both_families(serve, dial, identd, echo):
     """Whose address is IPv4-mapped to the kernel: in no rule, and to no identd."""
     daemon = await identd(b":USERID:UNIX:alice\r\n")
     async with serve(ident=["127.0.0.5=alice"], listen=["[::]:0"]) as server:
@@ -315,7 +315,7 @@ async def test_server_stops_while_a_resolver_hangs(serve, come, names, say, unti
     assert await client.ended()
 
 
-async def test_range_by_name(serve, come, names, say, echo):
+async def test_range_by_name(serve, come, names, echo):
     """Looked up once for many connections."""
     names.answers["client.test"] = [HOST]
     async with serve(ident=["client.test"]) as server:
@@ -397,7 +397,7 @@ async def test_what_identd_writes_cannot_write_to_the_log(
 
 
 async def test_name_that_is_allowed_cannot_write_to_the_log(
-    serve, come, identd, say, echo, caplog, monkeypatch
+    serve, come, identd, echo, caplog, monkeypatch
 ):
     caplog.set_level("DEBUG")
     await identd(b":USERID:UNIX:al\x1bice\n")

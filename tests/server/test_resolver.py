@@ -197,7 +197,7 @@ async def test_thousands_of_addresses_are_not_kept(resolver, names):
     assert found[0] == "192.0.2.0"
 
 
-async def test_a_system_without_another_thread(resolver, names, monkeypatch, until):
+async def test_a_system_without_another_thread(resolver, names, monkeypatch):
     one = resolver()
     names.answers |= {"a.example": ["192.0.2.1"], "b.example": ["192.0.2.2"]}
 

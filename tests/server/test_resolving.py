@@ -59,7 +59,7 @@ async def test_resolver_that_fails_in_a_way_nobody_thought_of(serve, dial, say, 
         assert (await client.connect("fine.example", echo.port))[1] == 0
 
 
-async def test_address_that_belongs_to_a_link(server, dial, say, names, until, caplog):
+async def test_address_that_belongs_to_a_link(server, dial, say, names, caplog):
     """Whether there is such a link is another thing; but without its zone fe80::1 would be
     no address to the kernel, and the failure a general one."""
     names.answers["link.example"] = ["fe80::1%1"]

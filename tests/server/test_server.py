@@ -349,7 +349,7 @@ async def test_exception_after_the_remote_was_reached(
 # -- limits ------------------------------------------------------------------
 
 
-async def test_max_sessions_pauses_accepting(serve, dial, echo, until):
+async def test_max_sessions_pauses_accepting(serve, dial, echo):
     async with serve(max_sessions=3) as server:
         standing = [await dial(server) for _ in range(3)]
         for client in standing:

@@ -30,7 +30,6 @@ class Datagram(NamedTuple):
     """What a header says. ``raw`` is the address as it stands there, a name without
     its length octet; the payload begins at ``payload``."""
 
-    frag: int
     atyp: int
     raw: bytes
     port: int
@@ -53,7 +52,7 @@ def parse(data: bytes) -> Datagram | Fault:
         return Fault.MALFORMED
     if data[2]:
         return Fault.FRAGMENT
-    return Datagram(data[2], atyp, data[start:end], port, end + 2)
+    return Datagram(atyp, data[start:end], port, end + 2)
 
 
 def header(host: str, port: int) -> bytes:

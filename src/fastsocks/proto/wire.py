@@ -95,7 +95,7 @@ def parse_name(raw: bytes) -> tuple[str, bool]:
     octets outside printable ASCII (NUL would cut a C string short and make
     another name of it).
     """
-    if not raw or len(raw) > 255:
+    if not raw:
         raise ProtocolError("empty host name", Reply.GENERAL_FAILURE)
     if raw.translate(None, NAME_OCTETS):
         raise ProtocolError("host name with illegal characters", Reply.GENERAL_FAILURE)

@@ -142,10 +142,8 @@ class Place:
         return sock
 
     def control(self, host: str) -> tuple[socket.socket, Any]:
-        listening, near = (host, host)
-        family = family_of(host)
-        with socket.create_server((listening, 0), family=family) as listener:
-            ours = self.rig.hold(socket.create_connection((near, listener.getsockname()[1])))
+        with socket.create_server((host, 0), family=family_of(host)) as listener:
+            ours = self.rig.hold(socket.create_connection((host, listener.getsockname()[1])))
             return ours, self.rig.engine.adopt(listener.accept()[0])
 
     def client(

@@ -118,7 +118,7 @@ async def test_a_client_that_sends_everywhere(make_place):
     assert len(client.asked) == count + 1
 
 
-async def test_a_forgotten_destination_is_a_stranger(make_place, header):
+async def test_a_forgotten_destination_is_a_stranger(make_place):
     place = make_place()
     client, first = place.client(), place.target()
     outside = await client.seen_by(first)

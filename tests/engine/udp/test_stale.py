@@ -118,7 +118,7 @@ async def test_an_end_and_the_order_to_end_in_one_batch(place, order_first):
     assert target.is_silent()
 
 
-async def test_a_question_whose_association_has_ended(place, allow):
+async def test_a_question_whose_association_has_ended(place):
     """Another one takes the slot in the very turn in which the question would be put."""
     successors = []
 

@@ -53,7 +53,7 @@ async def test_a_program_lets_in_without_a_login(decided, dial, say, echo):
     assert decided.asked == [("127.0.0.1", 0, None)] * 2
 
 
-async def test_a_login_nobody_asked_for_is_not_judged(decided, dial, say, echo):
+async def test_a_login_nobody_asked_for_is_not_judged(decided, dial, say):
     decided.answers += [True]
     client = await dial(decided)
     await client.send(say.no_login + say.login(b"isolate", b"stream"))
@@ -129,7 +129,7 @@ async def test_what_the_client_has_used_up_is_not_given_again(
     assert max(given) < 29.8
 
 
-async def test_a_client_that_leaves_a_hanging_program(serve, dial, say, books, until):
+async def test_a_client_that_leaves_a_hanging_program(serve, dial, say, books):
     release = asyncio.Event()
 
     async def later(client, method, credentials):
@@ -182,7 +182,7 @@ async def test_a_program_that_stops_its_server(hanging, caplog):
 
 
 async def test_a_program_that_will_not_be_cancelled(hanging, monkeypatch):
-    monkeypatch.setattr(session, "LAST_WORDS", 0.1)
+    monkeypatch.setattr(session, "CANCEL_PATIENCE", 0.1)
     release = asyncio.Event()
 
     async def goes_on(_):

@@ -155,7 +155,7 @@ def test_nothing_shows_the_passwords_of_a_server(serve):
 # -- methods ---------------------------------------------------------------------
 
 
-async def test_strict_methods_turn_away_who_can_only_log_in(serve, dial, say):
+async def test_strict_methods_turn_away_who_can_only_log_in(serve, dial):
     async with serve(strict_methods=True) as server:
         client = await dial(server)
         await client.send(b"\x05\x01\x02")

@@ -204,7 +204,7 @@ async def test_only_the_first_connection_of_the_peer_counts(server, bind5, dial)
     assert await client.receive() == b"still here"
 
 
-async def test_strangers_take_nothing_of_the_time(offer, bind5, dial, until):
+async def test_strangers_take_nothing_of_the_time(offer, bind5, dial):
     """Nor do they add to it: they keep coming, and it ends all the same."""
     async with offer(bind_timeout=0.5) as server:
         client, place = await bind5(server, "127.0.0.1")

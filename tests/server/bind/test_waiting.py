@@ -77,7 +77,7 @@ async def refuses_stranger(dial, place) -> bool:
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_client_leaves_in_the_turn_in_which_the_peer_comes(server, bind5, dial, books, how):
+async def test_client_leaves_in_the_turn_in_which_the_peer_comes(server, bind5, books, how):
     ledger = books(server)
     for _ in range(20):
         client, place = await bind5(server, "127.0.0.1")
@@ -103,7 +103,7 @@ async def test_octets_sent_ahead_come_first(server, bind5, dial):
     assert await peer.exactly(len(said)) == said
 
 
-async def test_octets_in_the_turn_in_which_the_peer_comes(server, bind5, dial):
+async def test_octets_in_the_turn_in_which_the_peer_comes(server, bind5):
     """None is lost between the one who keeps them and the one who relays them."""
     for _ in range(50):
         client, place = await bind5(server, "127.0.0.1")
@@ -125,7 +125,7 @@ async def test_octets_in_the_turn_in_which_the_peer_comes(server, bind5, dial):
             client.close()
 
 
-async def test_more_octets_than_are_kept(server, bind5, dial, until, books):
+async def test_more_octets_than_are_kept(server, bind5, dial, books):
     """The rest waits in the sockets, and nothing is lost or out of order."""
     ledger = books(server)
     client, place = await bind5(server, "127.0.0.1", more=LONG[:7])

@@ -41,7 +41,7 @@ async def test_name_that_does_not_exist_is_dropped(server, associated, datagrams
     assert names.asked == ["nowhere.test"]
 
 
-async def test_literal_in_a_name_field(server, associated, datagrams, say):
+async def test_literal_in_a_name_field(server, associated, datagrams):
     one = await associated(server)
     target = datagrams()
     field = b"\x00\x00\x00\x03\x09127.0.0.1" + target.name[1].to_bytes(2)
