@@ -115,7 +115,7 @@ def relay(rng: Random) -> None:
     parsed = udp.parse(data)
     if isinstance(parsed, udp.Fault):
         return
-    rule(0 < parsed.port < 65536, "a datagram that must be dropped")
+    rule(not data[2] and 0 < parsed.port < 65536, "a datagram that must be dropped")
     rule(0 < len(parsed.raw) <= 255 and parsed.payload <= len(data), "a datagram out of bounds")
     length = {wire.ATYP_IPV4: 4, wire.ATYP_IPV6: 16}.get(parsed.atyp)
     if length is None:

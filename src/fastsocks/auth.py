@@ -298,13 +298,13 @@ class Authenticator(Protocol):
 class Custom:
     """An Authenticator in the place of Users."""
 
-    def __bool__(self) -> bool:
-        """It is asked of everybody."""
-        return True
-
     def __init__(self, authenticator: Authenticator, quiet: QuietLog) -> None:
         self._authenticator = authenticator
         self._quiet = quiet
+
+    def __bool__(self) -> bool:
+        """It is asked of everybody."""
+        return True
 
     def check_now(self, client: Address, user: bytes, password: bytes) -> bool:
         return False
@@ -327,12 +327,11 @@ class Custom:
         try:
             answer = self._authenticator(client, method, credentials)
             if not inspect.isawaitable(answer):
-                found = type(answer).__name__
                 self._quiet.warning(
                     "authenticator",
                     "the authenticator must be an async function, and returned an object of type"
                     " %s; the client is refused",
-                    found,
+                    type(answer).__name__,
                 )
                 return False
             # Nothing that is merely true will do: a coroutine nobody awaited is.

@@ -27,8 +27,8 @@ from fastsocks.config import (
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
-# Only that, of all that float() takes ("1_0", "nan", digits of other scripts).
-NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?(e[0-9]+)?", re.ASCII | re.IGNORECASE)
+# What float() takes, but for "nan", "1_0", blanks and the digits of other scripts.
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 
 N = TypeVar("N", int, float)
 

@@ -31,18 +31,20 @@ def is_literal(host: str) -> bool:
 
 def is_one_host(literal: str) -> bool:
     """Neither a group nor "all addresses"."""
-    address = ipaddress.ip_address(literal)
-    plain = getattr(address, "ipv4_mapped", None) or address
-    return not (plain.is_unspecified or is_group(literal))
+    return not (_unmapped(literal).is_unspecified or is_group(literal))
 
 
 def is_group(literal: str) -> bool:
     """A multicast group, or the broadcast address."""
-    address = ipaddress.ip_address(literal)
-    plain = getattr(address, "ipv4_mapped", None) or address
-    return plain.is_multicast or plain == BROADCAST
+    address = _unmapped(literal)
+    return address.is_multicast or address == BROADCAST
 
 
 def family_of(literal: str) -> str:
     """``ipv4`` or ``ipv6``."""
     return "ipv6" if ":" in literal else "ipv4"
+
+
+def _unmapped(literal: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(literal)
+    return getattr(address, "ipv4_mapped", None) or address

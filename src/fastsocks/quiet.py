@@ -1,5 +1,5 @@
 """A log that strangers cannot flood: one line a second for each kind of trouble,
-with the number of those left out. Where DEBUG is asked for, every line is."""
+with the number of those left out. Where DEBUG is asked for, all are told."""
 
 from __future__ import annotations
 

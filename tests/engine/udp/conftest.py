@@ -165,6 +165,11 @@ class Place:
         client.handle = self.rig.engine.associate(conn, client.association, client.flow)
         return client
 
+    def undecided(self) -> tuple[Client, list[tuple[Any, ...]]]:
+        """A client, and the questions about its destinations, which nobody answers."""
+        questions: list[tuple[Any, ...]] = []
+        return self.client(on_ask=lambda *what: questions.append(what)), questions
+
 
 @pytest.fixture
 def make_place(make_engine: Callable[..., Any]) -> Callable[..., Place]:

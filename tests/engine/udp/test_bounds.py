@@ -21,8 +21,7 @@ NO_ROOM = BlockingIOError if sys.platform == "linux" else OSError  # ENOBUFS
 
 async def test_only_a_few_datagrams_wait_for_verdicts(make_place):
     place = make_place()
-    questions = []
-    client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
+    (client, questions), target = place.undecided(), place.target()
     for number in range(100):
         client.send(b"%d" % number, target.address)
     assert await client.drops("full", 100 - 16) == 100 - 16
@@ -42,8 +41,7 @@ async def test_large_datagrams_wait_less(make_place, payload):
 
 async def test_only_a_few_questions_at_once(make_place):
     place = make_place()
-    questions = []
-    client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
+    (client, questions), target = place.undecided(), place.target()
     for port in range(1, 101):
         client.send(b"x", ("127.0.0.1", port))
     assert await client.drops("full", 100 - 16) == 100 - 16
@@ -59,8 +57,7 @@ async def test_nothing_is_asked_where_nothing_can_wait(make_place, payload):
     """Else each datagram too large to wait would leave a destination that nobody answers
     for, until none of those that are remembered could be forgotten."""
     place = make_place()
-    questions = []
-    client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
+    (client, questions), target = place.undecided(), place.target()
     client.send(payload(60_000), target.address)
     await place.rig.until(lambda: questions, "asked")
     for number in range(3000):

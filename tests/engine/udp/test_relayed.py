@@ -160,8 +160,7 @@ async def test_many_targets(make_place):
 
 async def test_an_answer_may_take_its_time(make_place):
     place = make_place()
-    questions = []
-    client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
+    (client, questions), target = place.undecided(), place.target()
     for number in range(10):
         client.send(b"%d" % number, target.address)
     await place.rig.until(lambda: questions, "asked")
@@ -217,8 +216,7 @@ async def test_a_verdict_may_change(make_place):
 
 async def test_no_address_is_no_answer(make_place):
     place = make_place()
-    questions = []
-    client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
+    (client, questions), target = place.undecided(), place.target()
     client.send(b"x", target.address)
     await place.rig.until(lambda: questions, "asked")
     association, *what = questions[0]
@@ -320,8 +318,7 @@ async def test_closed_with_the_engine(make_place):
 
 async def test_an_answer_after_the_end_is_void(make_place):
     place = make_place()
-    questions = []
-    client, target = place.client(on_ask=lambda *what: questions.append(what)), place.target()
+    (client, questions), target = place.undecided(), place.target()
     client.send(b"x", target.address)
     await place.rig.until(lambda: questions, "asked")
     client.control.close()

@@ -327,6 +327,8 @@ def test_jsocks_files_are_taken_however_they_are_given(configured, tmp_path):
         ("--max-pipes 7", "max_pipes", 7, None),
         ("--max-sessions 9", "max_sessions", 9, None),
         ("--handshake-timeout 1.5", "handshake_timeout", 1.5, 10),
+        ("--grace .5", "grace", 0.5, 10),
+        ("--grace 25e-1", "grace", 2.5, 10),
         ("--connect-timeout 1.5", "connect_timeout", 1.5, 10),
         ("--idle-timeout 1.5", "idle_timeout", 1.5, 300),
         ("--half-closed-timeout 1.5", "half_closed_timeout", 1.5, 60),

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 
 import pytest
 
@@ -22,7 +21,9 @@ def test_signal_ends_an_idle_proxy(start, engine_name, number):
     assert proxy.refuses()
 
 
-def test_a_terminal_that_goes_means_nothing_below_nohup(command, environment, origin, tmp_path):
+def test_a_terminal_that_goes_means_nothing_below_nohup(
+    command, environment, exactly, tmp_path, wait_until
+):
     said = tmp_path / "said"
     with said.open("wb") as output:
         proxy = subprocess.Popen(
@@ -33,15 +34,12 @@ def test_a_terminal_that_goes_means_nothing_below_nohup(command, environment, or
             env=environment(),
         )
     try:
-        deadline = time.monotonic() + PATIENCE
-        while b"listening on" not in said.read_bytes():
-            assert time.monotonic() < deadline, said.read_bytes()
-            time.sleep(0.01)
+        wait_until(lambda: "listening on" in said.read_text(), "it listens")
         port = int(said.read_text().partition("listening on 127.0.0.1:")[2].split()[0])
         proxy.send_signal(signal.SIGHUP)
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
             client.sendall(b"\x05\x01\x00")
-            assert client.recv(2) == b"\x05\x00"
+            assert exactly(client, 2) == b"\x05\x00"
         proxy.terminate()
         assert proxy.wait(PATIENCE) == 0
     finally:
