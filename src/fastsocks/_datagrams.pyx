@@ -61,7 +61,7 @@ cdef class Association:
         if address is not None:
             command.address = target
         command.address_length = length
-        command.ttl_ms = <uint64_t>(ttl * 1000) or <uint64_t>(ttl > 0)
+        command.ttl_ms = milliseconds(ttl)
         wire = command.wire
         wire[0] = <char>atyp
         if atyp == ATYP_NAME:
@@ -102,7 +102,7 @@ cdef class Datagrams:
         udp.arena = &self.arena
         udp.ended = &self.ended
         udp.asked = &self.asked
-        udp.idle_ms = <uint64_t>(self.settings.udp_timeout * 1000)
+        udp.idle_ms = milliseconds(self.settings.udp_timeout)
         udp.key[0], udp.key[1] = self.key[0], self.key[1]
         if failed < 0:
             raise os_error(-failed)
@@ -151,10 +151,11 @@ cdef class Datagrams:
             if bind(fd, &address.any, length) == 0:
                 return fd
             error = errno
-            if error != EADDRINUSE:
+            # EACCES: below net.ipv4.ip_unprivileged_port_start, where the others need not be.
+            if error != EADDRINUSE and error != EACCES:
                 break
         close(fd)
-        raise os_error(error)
+        raise os_error(EADDRINUSE if error == EACCES else error)
 
     cdef uint64_t take(self, Association association, int control, Relay *relay, flow) except 0:
         """Hands it over to a relay; returns the handle."""
@@ -255,8 +256,11 @@ cdef class Datagrams:
                     question.wire + head, question.wire_length - head - 2)
                 port = (<uint8_t>question.wire[question.wire_length - 2] << 8
                         | <uint8_t>question.wire[question.wire_length - 1])
+                address = None
+                if question.address.any.sa_family:
+                    address = endpoint_of(<Address *>&question.address)
                 try:
-                    association.on_ask(association, question.wire[0], raw, port)
+                    association.on_ask(association, question.wire[0], raw, port, address)
                 except Exception as error:
                     turn.report(error)
                     association.answer(question.wire[0], raw, port, None, DENIED_FOR)

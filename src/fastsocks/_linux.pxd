@@ -18,6 +18,7 @@ cdef extern from "_compat.h" nogil:
 cdef extern from "<errno.h>" nogil:
     int errno
     enum:
+        EACCES
         EADDRINUSE
         EAFNOSUPPORT
         EAGAIN

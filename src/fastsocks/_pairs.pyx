@@ -94,8 +94,8 @@ cdef class Pairs:
         relay.max_pipes = self.share_of_pipes(relay)
         relay.may_splice = settings.relay != "copy" and (relay.max_pipes or not relay.porch)
         relay.only_splice = settings.relay == "splice"
-        relay.idle_ms = <uint64_t>(settings.idle_timeout * 1000)
-        relay.half_ms = <uint64_t>(settings.half_closed_timeout * 1000)
+        relay.idle_ms = milliseconds(settings.idle_timeout)
+        relay.half_ms = milliseconds(settings.half_closed_timeout)
         self.relay_count += 1
         failed = relay_open(relay)
         if failed < 0:

@@ -201,6 +201,11 @@ cdef struct Relay:
     Stats stats
 
 
+cdef inline uint64_t milliseconds(double seconds) noexcept nogil:
+    """Of a limit, where 0 is none and the shortest one must not become none."""
+    return <uint64_t>(seconds * 1000) or <uint64_t>(seconds > 0)
+
+
 cdef uint64_t monotonic_ms() noexcept nogil
 cdef int watch(int epfd, int operation, int fd, uint32_t events, uint64_t data) noexcept nogil
 cdef void reset_on_close(int fd) noexcept nogil

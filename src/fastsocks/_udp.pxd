@@ -28,7 +28,7 @@ cdef enum:
 
 cdef enum Verdict:
     ASKED               # the question is with Python; datagrams wait
-    ALLOWED
+    ALLOWED             # which it stays while it is asked for again
     DENIED
 
 
@@ -37,7 +37,7 @@ cdef struct Destination:
     Destination *address_next   # in its bucket, by address; while ALLOWED only
     Destination *newer          # by last use, towards Assoc.newest
     Destination *older
-    uint64_t until_ms           # when the verdict has to be asked for again; 0: never
+    uint64_t until_ms           # when to ask for the verdict again; 0: never, or it is asked for
     uint32_t hash
     uint32_t address_hash
     Verdict verdict
@@ -113,6 +113,7 @@ cdef struct Question:
     uint32_t index
     uint32_t generation
     void *next
+    Endpoint address            # the answer that has grown old; family 0: none
     uint16_t wire_length
     char wire[WIRE_MOST]
 

@@ -221,11 +221,15 @@ cdef void ask(Relay *relay, Assoc *assoc, Destination *destination) noexcept nog
     cdef Udp *udp = <Udp *>relay.guests
     cdef Question *question = <Question *>malloc(sizeof(Question))
     if question == NULL:
-        destination.verdict = DENIED  # and asked for again with the next datagram
-        destination.until_ms = relay.now_ms
+        if destination.verdict == ASKED:
+            destination.verdict = DENIED
+        destination.until_ms = relay.now_ms  # asked for again with the next datagram
         return
     question.index = assoc.index
     question.generation = assoc.generation
+    question.address.any.sa_family = 0
+    if destination.verdict == ALLOWED:
+        question.address = destination.address
     question.wire_length = destination.wire_length
     memcpy(question.wire, destination.wire, destination.wire_length)
     if push_list(udp.asked, question, &question.next):
@@ -588,11 +592,13 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
         use(assoc, destination)
     if destination.until_ms and destination.until_ms <= relay.now_ms \
             and destination.verdict != ASKED:
-        if not can_hold(assoc, length - start):
-            count_u64(&udp.stats.full, 1)
-            return
-        forget_address(assoc, destination)
-        destination.verdict = ASKED
+        if destination.verdict == DENIED:
+            if not can_hold(assoc, length - start):
+                count_u64(&udp.stats.full, 1)
+                return
+            destination.verdict = ASKED
+        # A flow that stands goes on meanwhile: its replies would be nobody's.
+        destination.until_ms = 0
         ask(relay, assoc, destination)
     if destination.verdict == ALLOWED:
         send_up(relay, assoc, destination, datagram + start, length - start)

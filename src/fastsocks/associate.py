@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from fastsocks.addresses import Judge
 from fastsocks.clients import network_of
-from fastsocks.engine import Association, Conn, Engine
+from fastsocks.engine import Address, Association, Conn, Engine
 from fastsocks.errors import DialError, ProtocolError, Reply, RuleDenied, SocksError
 from fastsocks.proto import wire
 from fastsocks.resolve import Resolver
@@ -55,8 +56,8 @@ class Associations:
         self._held: collections.Counter[str] = collections.Counter()
 
     def open(self, client: Conn, client_host: str) -> Opened:
-        """Raises DialError (general failure) for one too many, OSError where no port
-        is to be had."""
+        """Raises DialError (general failure) for one too many or where no port is free,
+        OSError for whatever else is wrong with the socket."""
         holder = network_of(client_host)
         if self._held[holder] >= self._per_client:
             raise DialError(
@@ -65,7 +66,13 @@ class Associations:
             )
         targets = Targets(self._resolver, self._judge, client_host, self._timeout)
         host = client.sockname[0]
-        association = self._engine.open_udp(client, host, self._sources, targets.on_ask)
+        try:
+            association = self._engine.open_udp(client, host, self._sources, targets.on_ask)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            reason = "no port for datagrams is free, of those that may be used (--udp-ports)"
+            raise DialError(reason, Reply.GENERAL_FAILURE) from None
         self._held[holder] += 1
         bound = association.sockname
         announced = (self._address or bound[0], bound[1])
@@ -97,7 +104,9 @@ class Targets:
         self._timeout = timeout
         self._names: set[asyncio.Task[None]] = set()
 
-    def on_ask(self, association: Association, atyp: int, raw: bytes, port: int) -> None:
+    def on_ask(
+        self, association: Association, atyp: int, raw: bytes, port: int, old: Address | None
+    ) -> None:
         """The engine's question about one destination, as it stands in the datagram."""
         try:
             host, is_name = wire.host_of(atyp, raw)
@@ -108,9 +117,10 @@ class Targets:
             address = (host, port) if self._may_reach(host, port) else None
             association.answer(atyp, raw, port, address, 0)
         elif len(self._names) >= NAMES_LIMIT:
-            association.answer(atyp, raw, port, None, FAILED_NAME_TTL)
+            association.answer(atyp, raw, port, old, FAILED_NAME_TTL)
         else:
-            task = asyncio.ensure_future(self._look_up(association, atyp, raw, host, port))
+            answer = functools.partial(association.answer, atyp, raw, port)
+            task = asyncio.ensure_future(self._look_up(host, port, old, answer))
             self._names.add(task)
             task.add_done_callback(self._names.discard)
 
@@ -120,24 +130,30 @@ class Targets:
             task.cancel()
 
     async def _look_up(
-        self, association: Association, atyp: int, raw: bytes, name: str, port: int
+        self,
+        name: str,
+        port: int,
+        old: Address | None,
+        answer: Callable[[Address | None, float], None],
     ) -> None:
-        host = None  # where it fails as well: nothing may wait for ever
+        address, ttl = None, FAILED_NAME_TTL  # in any case: nothing may wait for ever
         try:
-            host = await self._resolve(name, port)
-        except Exception:
-            log.exception("datagrams of %s: a name could not be judged", self._client_host)
-        address, ttl = ((host, port), NAME_TTL) if host else (None, FAILED_NAME_TTL)
-        association.answer(atyp, raw, port, address, ttl)
-
-    async def _resolve(self, name: str, port: int) -> str | None:
-        """The first address of a name that may be reached."""
-        try:
-            found = await self._resolver.resolve(name, self._timeout, self._client_host)
+            host = await self._resolve(name, port, old)
+            if host is not None:
+                address, ttl = (host, port), NAME_TTL
         except SocksError as error:
             log.debug("datagrams of %s: %s", self._client_host, error.reason)
-            return None
-        return next((host for host in found if self._may_reach(host, port)), None)
+            address = old  # a name server that is away cuts no flow that stands
+        except Exception:
+            log.exception("datagrams of %s: a name could not be judged", self._client_host)
+        answer(address, ttl)
+
+    async def _resolve(self, name: str, port: int, old: Address | None) -> str | None:
+        """The first address of a name that may be reached; the one that it had before the
+        others, which an answer whose order changes would move a flow to."""
+        found = await self._resolver.resolve(name, self._timeout, self._client_host)
+        known = sorted(found, key=lambda host: old is None or host != old[0])
+        return next((host for host in known if self._may_reach(host, port)), None)
 
     def _may_reach(self, host: str, port: int) -> bool:
         try:

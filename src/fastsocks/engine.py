@@ -164,17 +164,21 @@ class Association(Protocol):
     ) -> None:
         """The verdict on one destination, as it was asked for: the address to send
         to (an IP literal, which may carry %scope, and a port), or None for denied.
-        After ``ttl`` seconds it is asked for again; 0 is for the life of the
-        association. Raises OSError (EINVAL) for what is no IP literal."""
+        After ``ttl`` seconds the next datagram has it asked for again, and what was
+        allowed is used until that is answered; 0 is for the life of the association.
+        Raises OSError (EINVAL) for what is no IP literal."""
 
     def close(self) -> None:
         """Gives up one that was not handed over; else nothing happens."""
 
 
-OnAsk = Callable[[Association, int, bytes, int], None]
-"""(association, ATYP, address as it stands in the datagram, port), on the loop's
-thread: may be answered at once or later, and must be some day, for the first few
-datagrams wait. For a name the address comes without its length octet."""
+Address = tuple[str, int]
+
+OnAsk = Callable[[Association, int, bytes, int, Address | None], None]
+"""(association, ATYP, address as it stands in the datagram, port, the answer that has
+grown old or None), on the loop's thread: may be answered at once or later, and must be
+some day, for where there is no old answer the first few datagrams wait. For a name the
+address comes without its length octet."""
 
 
 class Engine(Protocol):

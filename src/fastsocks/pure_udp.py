@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastsocks import engine as contract
+from fastsocks.literals import literal_of
 from fastsocks.proto import udp, wire
 from fastsocks.pure_conn import CLOCK_GRAIN, SECOND_LOOK
 
@@ -60,7 +61,7 @@ class Destination:
     def __init__(self) -> None:
         self.asked = True
         self.address: Any = None  # None: denied
-        self.until = 0.0  # when it has to be asked for again; 0: never
+        self.until = 0.0  # when to ask for it again; 0: never, or it is asked for
 
 
 class Association:
@@ -182,28 +183,30 @@ class Association:
         """The destination, asked for if it is new or its verdict too old; None where
         the datagram could not wait for the answer."""
         destination = self._destinations.get(key)
-        if destination is not None and self._is_valid(destination):
+        if destination is not None:
             self._destinations.move_to_end(key)
-            return destination
-        if not self._can_hold(octets):
+            if self._is_valid(destination):
+                return destination
+        # A flow that stands goes on meanwhile: its replies would be nobody's.
+        old = None if destination is None else destination.address
+        if old is None and not self._can_hold(octets):
             return None
         if destination is None:
             if len(self._destinations) >= DESTINATIONS:
                 self._evict()
             destination = self._destinations[key] = Destination()
-        self._forget_target(destination)
-        destination.asked, destination.until = True, 0.0
-        self._engine.loop.call_soon(self._ask, key)  # never within the turn of a datagram
+        destination.asked, destination.until = old is None, 0.0
+        self._engine.loop.call_soon(self._ask, key, old)  # never within the turn of a datagram
         return destination
 
     def _is_valid(self, destination: Destination) -> bool:
         return not destination.until or self._engine.loop.time() < destination.until
 
-    def _ask(self, key: Key) -> None:
+    def _ask(self, key: Key, old: Any) -> None:
         if not self.is_alive():
             return
         try:
-            self._on_ask(self, *key)
+            self._on_ask(self, *key, None if old is None else (literal_of(old), old[1]))
         except Exception:
             self.answer(*key, None, DENIED_FOR)  # nothing may wait for ever
             raise  # to the loop, which reports it
@@ -345,7 +348,8 @@ def bind_client_socket(host: str, ports: tuple[int, int] | None) -> socket.socke
                 sock.bind((address[0], low + (start + number) % count, *address[2:]))
                 return sock
             except OSError as error:
-                if error.errno != errno.EADDRINUSE:
+                # EACCES: below net.ipv4.ip_unprivileged_port_start, where the others need not be.
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                     raise
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     except BaseException:

@@ -143,6 +143,16 @@ async def test_a_session_without_a_single_octet_is_idle_too(make_way):
     await rig.at_rest()
 
 
+@pytest.mark.parametrize("reason", [IDLE, HALF_CLOSED])
+async def test_the_shortest_limit_is_not_none(make_way, reason):
+    short = {IDLE: "idle_timeout", HALF_CLOSED: "half_closed_timeout"}[reason]
+    rig = make_way(**{short: 1e-9})
+    relayed = rig.relay()
+    if reason is HALF_CLOSED:
+        relayed.client.finish()
+    assert (await rig.ended())[3] == reason
+
+
 async def test_blocked_octets_are_no_activity(make_way):
     """The sender is willing, the reader is gone without a word: nothing moves."""
     rig = make_way(idle_timeout=0.8)

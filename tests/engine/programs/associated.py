@@ -61,12 +61,13 @@ class Stress:
             client.control.close()
             client.datagrams.close()
 
-    def on_ask(self, association: Any, *what: Any) -> None:
+    def on_ask(self, association: Any, *question: Any) -> None:
+        *what, _ = question
         self.asked += 1
         if self.random.random() < 0.5:
-            self.answer(association, what)
+            self.answer(association, tuple(what))
         else:
-            self.late.append((association, what))
+            self.late.append((association, tuple(what)))
 
     def answer(self, association: Any, what: tuple[Any, ...]) -> None:
         address = ("127.0.0.1", what[2]) if self.random.random() < 0.9 else None

@@ -41,7 +41,7 @@ async def main() -> None:
     target, client = bound(), bound()
     asked = 0
 
-    def judge(association: Any, atyp: int, raw: bytes, port: int) -> None:
+    def judge(association: Any, atyp: int, raw: bytes, port: int, _: Any) -> None:
         nonlocal asked
         asked += 1
         allowed = port == target.getsockname()[1]

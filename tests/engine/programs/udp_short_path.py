@@ -57,7 +57,7 @@ async def main() -> None:
     control = socket.create_connection(listener.getsockname())
     conn = engine.adopt(listener.accept()[0])
 
-    def judge(association: Any, atyp: int, raw: bytes, port: int) -> None:
+    def judge(association: Any, atyp: int, raw: bytes, port: int, _: Any) -> None:
         association.answer(atyp, raw, port, ("127.0.0.1", port), 0)
 
     association = engine.open_udp(conn, "127.0.0.1", (), judge)

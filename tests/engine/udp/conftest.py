@@ -153,12 +153,13 @@ class Place:
         sources: tuple[str, ...] = (),
     ) -> Client:
         client = Client(self._bound(host))
-        client.rig, client.flow, client.asked = self.rig, object(), []
+        client.rig, client.flow, client.asked, client.old = self.rig, object(), [], []
         client.control, conn = self.control(host)
 
-        def ask(association: Any, atyp: int, raw: bytes, port: int) -> None:
+        def ask(association: Any, atyp: int, raw: bytes, port: int, old: Any) -> None:
             assert association is client.association
             client.asked.append((atyp, raw, port))
+            client.old.append(old)
             on_ask(association, atyp, raw, port)
 
         client.association = self.rig.engine.open_udp(conn, conn.sockname[0], sources, ask)

@@ -69,16 +69,36 @@ async def test_nothing_is_asked_where_nothing_can_wait(make_place, payload):
     assert await target.recv() == payload(60_000)
 
 
-async def test_old_verdicts_are_not_all_asked_for_at_once(make_place):
+async def test_old_refusals_are_not_all_asked_for_at_once(make_place):
     place = make_place()
-    target = place.target()
     questions = []
 
     def judge(association, *what):
         if len(client.asked) <= 60:
-            association.answer(*what, target.address, 0.001)
+            association.answer(*what, None, 0.001)
         else:
             questions.append(what)
+
+    client = place.client(on_ask=judge)
+    names = [(f"n{number}.example", 53) for number in range(60)]
+    for number, name in enumerate(names):
+        client.send(b"x", name)
+        assert await client.drops("denied", number + 1) == number + 1
+    await asyncio.sleep(0.02)
+    for name in names:
+        client.send(b"x", name)
+    assert await client.drops("full", 60 - 16) == 60 - 16
+    await place.rig.until(lambda: len(questions) == 16, "asked")
+
+
+async def test_old_permissions_are_asked_for_once_each(make_place):
+    """However much is sent meanwhile, and nothing of it is lost."""
+    place = make_place()
+    target = place.target()
+
+    def judge(association, *what):
+        if len(client.asked) <= 60:
+            association.answer(*what, target.address, 0.001)
 
     client = place.client(on_ask=judge)
     names = [(f"n{number}.example", 53) for number in range(60)]
@@ -86,10 +106,13 @@ async def test_old_verdicts_are_not_all_asked_for_at_once(make_place):
         client.send(b"x", name)
         await target.recv()
     await asyncio.sleep(0.02)
-    for name in names:
-        client.send(b"x", name)
-    assert await client.drops("full", 60 - 16) == 60 - 16
-    await place.rig.until(lambda: len(questions) == 16, "asked")
+    for _ in range(5):
+        for name in names:
+            client.send(b"x", name)
+            await target.recv()
+    await place.rig.until(lambda: len(client.asked) == 120, "all are asked for")
+    assert sorted(client.asked[60:]) == sorted(client.asked[:60])
+    assert client.old == [None] * 60 + [target.address] * 60
 
 
 async def test_a_client_that_sends_everywhere(make_place):

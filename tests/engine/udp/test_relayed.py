@@ -198,7 +198,33 @@ async def test_a_verdict_is_asked_for_again_when_it_is_old(make_place):
     await asyncio.sleep(0.02)
     client.send(b"later", target.address)
     assert await target.recv() == b"later"
-    assert len(client.asked) == 2
+    await place.rig.until(lambda: len(client.asked) == 2, "asked again")
+    assert client.old == [None, target.address]
+
+
+async def test_a_flow_goes_on_while_its_verdict_is_asked_for_again(make_place, header):
+    """Both ways, and until another one is given."""
+    place = make_place()
+    old, new = place.target(), place.target()
+
+    def judge(association, *what):
+        if len(client.asked) == 1:
+            association.answer(*what, old.address, 0.001)
+
+    client = place.client(on_ask=judge)
+    outside = await _origin(client, old)
+    await asyncio.sleep(0.02)
+    for _ in range(3):
+        client.send(b"up", old.address)
+        assert await old.recv() == b"up"
+        old.sock.sendto(b"down", outside)
+        assert await client.recv() == header(*old.address) + b"down"
+    await place.rig.until(lambda: len(client.asked) == 2, "asked again")
+    client.association.answer(*client.asked[1], new.address, 0)
+    client.send(b"elsewhere", old.address)
+    assert await new.recv() == b"elsewhere"
+    old.sock.sendto(b"too late", outside)
+    assert await client.drops("stranger", 1) == 1
 
 
 async def test_a_verdict_may_change(make_place):
@@ -263,6 +289,12 @@ async def test_what_is_said_on_the_control_connection_means_nothing(make_place, 
     assert await client.ping(target) == b"ping"
     client.control.close()
     assert (await place.rig.ended())[3] == contract.FINISHED
+
+
+async def test_the_shortest_limit_is_not_none(make_place):
+    place = make_place(udp_timeout=1e-9)
+    place.client()
+    assert (await place.rig.ended())[3] == contract.IDLE
 
 
 async def test_an_idle_association_ends(make_place):

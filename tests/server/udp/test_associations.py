@@ -72,9 +72,12 @@ def port_range():
     raise AssertionError
 
 
-async def test_range_of_ports(serve, associated, dial, say, datagrams, port_range, books, until):
+async def test_range_of_ports(
+    serve, associated, dial, say, datagrams, port_range, books, until, caplog
+):
     """Used up, it is a general failure; what has ended makes room."""
     target = datagrams()
+    caplog.set_level("INFO")
     async with serve(udp_ports=port_range) as server:
         ledger = books(server)
         both = [await associated(server) for _ in range(2)]
@@ -82,6 +85,7 @@ async def test_range_of_ports(serve, associated, dial, say, datagrams, port_rang
         third = await dial(server)
         assert await asked(third, say) == say.failed(1)
         assert await third.to_end() == b""
+        assert "no port for datagrams is free" in caplog.text
         third.close()
         both[0].end()
         await until(lambda: server.sessions == 1, "the first has ended")

@@ -94,6 +94,84 @@ async def test_name_that_is_answered_after_the_end(
         assert target.is_silent()
 
 
+@pytest.fixture
+def soon_old(monkeypatch):
+    """What is known of a name is asked for again almost at once."""
+    monkeypatch.setattr(associate, "NAME_TTL", 0.05)
+    monkeypatch.setattr(associate, "FAILED_NAME_TTL", 0.05)
+    monkeypatch.setattr(resolve, "REMEMBER_FOUND", 0.0)
+    monkeypatch.setattr(resolve, "REMEMBER_FAILED", 0.0)
+
+
+async def reaches_until(condition, one, target):
+    """That nothing on the way there and back is lost until then."""
+    deadline = asyncio.get_running_loop().time() + 10
+    while not condition():
+        assert await one.reaches(target, "target.test")
+        assert asyncio.get_running_loop().time() < deadline, "it is never asked for again"
+
+
+async def test_flow_goes_on_while_its_name_is_looked_up_again(
+    serve, associated, datagrams, names, soon_old
+):
+    names.answers["target.test"] = ["127.0.0.1"]
+    target = datagrams()
+    async with serve(connect_timeout=60) as server:
+        one = await associated(server)
+        assert await one.reaches(target, "target.test")
+        names.hang("target.test")
+        await reaches_until(lambda: names.asked.count("target.test") == 2, one, target)
+        for _ in range(10):
+            assert await one.reaches(target, "target.test")
+        names.release()
+        await reaches_until(lambda: names.asked.count("target.test") == 3, one, target)
+        counters = server.engine.counters()
+        assert not [name for name in counters if "dropped" in name and counters[name]]
+
+
+async def test_flow_goes_on_where_too_many_names_wait(
+    serve, associated, datagrams, names, soon_old, monkeypatch
+):
+    monkeypatch.setattr(associate, "NAMES_LIMIT", 1)
+    names.answers["target.test"] = ["127.0.0.1"]
+    names.hang("slow.test")
+    target = datagrams()
+    async with serve(connect_timeout=60) as server:
+        one = await associated(server)
+        assert await one.reaches(target, "target.test")
+        one.send("slow.test", 9, b"held")
+        now = asyncio.get_running_loop().time
+        end = now() + 4 * associate.NAME_TTL
+        await reaches_until(lambda: now() > end, one, target)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [socket.gaierror(socket.EAI_AGAIN, "temporary failure"), ["127.0.0.9", "127.0.0.1"]],
+    ids=["failure", "other order"],
+)
+async def test_answer_that_moves_no_flow(server, associated, datagrams, names, soon_old, later):
+    names.answers["target.test"] = ["127.0.0.1", "127.0.0.9"]
+    one, target = await associated(server), datagrams()
+    assert await one.reaches(target, "target.test")
+    names.answers["target.test"] = later
+    await reaches_until(lambda: names.asked.count("target.test") == 4, one, target)
+
+
+async def test_answer_that_moves_a_flow(server, associated, datagrams, names, soon_old, until):
+    names.answers["target.test"] = ["127.0.0.1"]
+    one, target = await associated(server), datagrams()
+    assert await one.reaches(target, "target.test")
+    elsewhere = datagrams("127.0.0.9", target.name[1])
+    names.answers["target.test"] = ["127.0.0.9"]
+
+    def has_moved():
+        one.send("target.test", target.name[1], b"where to?")
+        return not elsewhere.is_silent()
+
+    await until(has_moved, "the new address is used")
+
+
 # -- where they may go -----------------------------------------------------------
 
 
@@ -146,11 +224,9 @@ async def test_name_with_a_denied_and_an_allowed_address(
 
 
 async def test_name_that_means_something_else_later(
-    serve, associated, datagrams, names, not_on_loopback, monkeypatch, until
+    serve, associated, datagrams, names, not_on_loopback, soon_old, until
 ):
     """It is judged again when it is resolved again."""
-    monkeypatch.setattr(associate, "NAME_TTL", 0.05)
-    monkeypatch.setattr(resolve, "REMEMBER_FOUND", 0.0)
     async with serve(allow=["127.0.0.9/32"]) as server:
         target = datagrams("127.0.0.9")
         denied = datagrams("127.0.0.1", target.name[1])
