@@ -336,7 +336,10 @@ class Custom:
                 return False
             # Nothing that is merely true will do: a coroutine nobody awaited is.
             return await answer is True
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise  # it is this session that is cancelled, not something of the program's
             trace = error.__traceback__
             while trace is not None and trace.tb_next is not None:
                 trace = trace.tb_next

@@ -80,17 +80,20 @@ class Server:
         listeners = bind_all(config.listeners, waits or settings.needs_keepalive)
         try:
             self.engine = engines.choose(config.engine, loop, settings, self._on_closed)
+            self.addresses = [sock.getsockname()[:2] for sock in listeners]
+            self._sessions = self._make_sessions(config, self.engine)
+            self._loop = loop
+            for sock in listeners:
+                self.engine.listen(sock, self._sessions.begin)
         except BaseException:
             for sock in listeners:
                 sock.close()
+            if self.engine is not None:
+                self.engine.close()
+                self.engine = None
             raise
         for source in config.sources.values():
             warn_of_strange(source)
-        self.addresses = [sock.getsockname()[:2] for sock in listeners]
-        self._sessions = self._make_sessions(config, self.engine)
-        self._loop = loop
-        for sock in listeners:
-            self.engine.listen(sock, self._sessions.begin)
 
     @property
     def sessions(self) -> int:
@@ -113,6 +116,9 @@ class Server:
         engine = self.engine
         if engine is None:
             return
+        # Of this run: the server may have been stopped by somebody else and started again
+        # before this returns.
+        sessions, rest = self._sessions, (self._resolver, self._users, self._ident)
         if grace is None:
             grace = self.config.grace
         deadline = self._loop.time() + grace
@@ -121,13 +127,13 @@ class Server:
         while engine.sessions and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(STOP_POLL)
         try:
-            await self._sessions.end_all()
+            await sessions.end_all()
         finally:
-            self.engine = None
+            if self.engine is engine:
+                self.engine = None
             engine.close()
-            self._resolver.close()
-            self._users.close()
-            self._ident.close()
+            for one in rest:
+                one.close()
 
     def _make_sessions(self, config: Config, engine: Engine) -> Sessions:
         judge = Judge(config.allow, self.addresses, config.families)

@@ -210,7 +210,12 @@ class Sessions:
         except OSError as error:
             raise refused("connect", error) from None
         try:
-            if not client.send_now(machine.granted(*remote.sockname)):
+            bound = remote.sockname
+            # TCP lets a socket connect to itself (RFC 9293, 3.5), where nobody listens and
+            # the kernel happens to have given it that very port.
+            if bound[1] == request.port and bound == remote.peer:
+                raise DialError("connect: nobody listens there", Reply.CONNECTION_REFUSED)
+            if not client.send_now(machine.granted(*bound)):
                 await client.sent()
         except BaseException:
             remote.close()

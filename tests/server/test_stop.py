@@ -116,6 +116,22 @@ async def test_stop_kills_what_has_not_finished_in_time(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+async def test_stop_that_others_overtake_leaves_what_they_started(serve, dial, echo, until):
+    async with serve() as server:
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        patient = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        await server.stop(0)
+        server.start()
+        assert await returns(patient)
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        assert await client.echoes()
+        await server.stop(0)
+        assert refuses(server.addresses[0])
+
+
 async def test_stop_can_be_cancelled_and_repeated(serve, dial, echo, until):
     """A second signal cuts the grace short."""
     async with serve() as server:

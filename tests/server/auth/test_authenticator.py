@@ -23,7 +23,7 @@ async def decided(serve):
     async def authenticator(client, method, credentials):
         asked.append((client[0], method, credentials))
         answer = answers.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -60,7 +60,10 @@ async def test_a_login_nobody_asked_for_is_not_judged(decided, dial, say):
     assert await client.exactly(4) == b"\x05\x00\x01\x00"
 
 
-@pytest.mark.parametrize("answer", [False, None, 1, "yes", ValueError("p4ss"), TimeoutError()])
+@pytest.mark.parametrize(
+    "answer",
+    [False, None, 1, "yes", ValueError("p4ss"), TimeoutError(), asyncio.CancelledError("p4ss")],
+)
 async def test_a_program_refuses(decided, dial, say, echo, caplog, answer):
     """Only True lets in; what a program forgot to await or to return does not."""
     caplog.set_level("INFO")
@@ -76,7 +79,7 @@ async def test_a_program_refuses(decided, dial, say, echo, caplog, answer):
     assert await client.to_end() == say.failed4
     assert echo.peers == []
     assert "Traceback" not in caplog.text
-    if isinstance(answer, Exception):
+    if isinstance(answer, BaseException):
         told = [line for line in caplog.messages if "authenticator raised" in line]
         assert len(told) == 1
         assert f"{type(answer).__name__} ({__file__}, line " in told[0]
