@@ -162,13 +162,15 @@ class Judge:
         self._ports = frozenset(port for _, port in listeners)
         self._own: set[tuple[bytes, int]] = set()
         self._everywhere: set[tuple[int, int]] = set()  # (octets of the family, port)
+        ipv4_ports = {port for host, port in listeners if ":" not in host}
         for host, port in listeners:
             for packed in read(host).spellings:
                 if any(packed):
                     self._own.add((packed, port))
-                else:
-                    # [::] serves IPv4 clients too.
-                    self._everywhere.update({(4, port), (len(packed), port)})
+                    continue
+                self._everywhere.add((len(packed), port))
+                if port not in ipv4_ports:  # [::] serves IPv4 clients too
+                    self._everywhere.add((4, port))
 
     def judge(self, client_host: str, host: str, port: int, datagram: bool = False) -> None:
         """Raises RuleDenied, with the range in its reason, if ``client_host`` may not

@@ -47,7 +47,8 @@ def build_parser() -> Parser:
         "--listen",
         metavar="HOST:PORT",
         action="append",
-        help="where to listen; may be given again; [::1]:1080 for IPv6 (127.0.0.1:1080)",
+        help="where to listen; may be given again; [::1]:1080 for IPv6, [::]:1080 for both"
+        " (127.0.0.1:1080)",
     )
     add("-i", dest="host", metavar="HOST", help="listen on this address, as with microsocks")
     add("-p", dest="port", metavar="PORT", help="listen on this port, as with microsocks")

@@ -204,9 +204,10 @@ def warn_of_strange(source: str) -> None:
 def bind_all(listeners: Sequence[Listener], keepalive: bool) -> list[socket.socket]:
     """All of them or none: raises OSError that names the address."""
     bound: list[socket.socket] = []
+    ipv4_ports = {port for host, port in listeners if port and ":" not in host}
     try:
         for host, port in listeners:
-            bound.append(bind(host, port, keepalive))
+            bound.append(bind(host, port, keepalive, ipv6_only=port in ipv4_ports))
     except BaseException:
         for sock in bound:
             sock.close()
@@ -214,14 +215,15 @@ def bind_all(listeners: Sequence[Listener], keepalive: bool) -> list[socket.sock
     return bound
 
 
-def bind(host: str, port: int, keepalive: bool) -> socket.socket:
+def bind(host: str, port: int, keepalive: bool, ipv6_only: bool) -> socket.socket:
+    """``ipv6_only`` is for [::], whose port is another listener's in IPv4."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # [::]:1080 serves IPv4 clients too, whatever the machine's default.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
         # Accepted sockets inherit these, which saves two system calls a session.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)

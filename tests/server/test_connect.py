@@ -9,6 +9,8 @@ import socket
 
 import pytest
 
+from support.system import refuses
+
 
 def bound(reply: bytes) -> tuple[str, int]:
     """BND of a SOCKS5 reply; its address type must fit its length."""
@@ -101,6 +103,22 @@ async def test_ipv4_client_of_a_listener_for_both(serve, dial, echo, caplog):
         assert await client.echoes()
     assert f"127.0.0.1:{client.name[1]}" in caplog.text
     assert "::ffff:" not in caplog.text
+
+
+@pytest.mark.parametrize("ipv4", ["0.0.0.0", "127.0.0.1"])
+@pytest.mark.parametrize("first", ["ipv4", "ipv6"])
+async def test_listener_for_both_beside_one_for_ipv4(serve, dial, echo, ipv4, first):
+    """On one port, each of its own family; nothing is served that was not asked for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    listen = [f"{ipv4}:{port}", f"[::]:{port}"]
+    async with serve(listen=listen if first == "ipv4" else listen[::-1], open=True):
+        for host in ("127.0.0.1", "::1"):
+            client = await dial((host, port))
+            await client.connect("127.0.0.1", echo.port)
+            assert await client.echoes()
+        assert refuses(("127.0.0.2", port)) is (ipv4 == "127.0.0.1")
 
 
 async def test_several_listeners(serve, dial, echo):

@@ -48,6 +48,12 @@ def test_the_proxy_does_not_connect_to_itself(listener, host, itself):
     assert not denied(host, LOCAL, 1081, listeners=listeners), "another port is another server"
 
 
+def test_what_listens_in_one_family_only_is_no_server_of_the_other():
+    listeners = [("127.0.0.1", 1080), ("::", 1080)]
+    for host, itself in (("127.0.0.1", True), ("127.0.0.2", False), ("::1", True)):
+        assert bool(denied(host, LOCAL, 1080, listeners=listeners)) is itself
+
+
 def own_addresses() -> list[str]:
     """Of this machine, beyond loopback, by the tables of the kernel."""
     if sys.platform != "linux":
