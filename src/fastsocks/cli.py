@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fastsocks import jsocks, passwd
+from fastsocks.addresses import EVERY_RANGE
 from fastsocks.config import Config
 from fastsocks.configure import flag_named, to_config
 from fastsocks.errors import ConfigError
@@ -63,6 +64,8 @@ def run(argv: Sequence[str]) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    if options.jsocks and EVERY_RANGE not in config.allow:
+        migrated.warnings.append(jsocks.SPECIAL_RANGES)
     for warning in migrated.warnings:
         log.warning("%s", warning)
     raise_descriptor_limit()

@@ -119,7 +119,16 @@ class Config:
             raise ConfigError('users_file "": must name a file')
         if self.authenticator is not None and (self.users or self.users_file is not None):
             raise ConfigError("authenticator: decides alone; must not be given with users")
+        self._check_commands()
         self._check_not_open()
+
+    def _check_commands(self) -> None:
+        """What is set for a command that is not offered would deceive whoever has set it."""
+        if self.bind_anyone and not self.allow_bind:
+            raise ConfigError("bind_anyone: means nothing without allow_bind=True")
+        for name in ("udp_ports", "udp_address", "udp_full_cone"):
+            if getattr(self, name) and not self.udp:
+                raise ConfigError(f"{name}: means nothing with udp=False")
 
     def _check_addresses(self) -> None:
         for address in self._source_list:

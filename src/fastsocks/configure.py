@@ -21,6 +21,8 @@ from fastsocks.literals import is_literal
 LOGIN_SOURCES = "-P, --password-file or FASTSOCKS_PASSWORD"
 # -P alone, or last in a row of flags, as in -qP.
 PASSWORD_FLAG = re.compile(rb"-q*P")
+# What Config says of other fields, as it is said on the command line.
+AS_FLAGS = {"open=True": "--open", "allow_bind=True": "--allow-bind", "udp=False": "--no-udp"}
 
 
 def to_config(options: argparse.Namespace, migrated: dict[str, Any]) -> Config:
@@ -102,7 +104,10 @@ def wipe_from_argv(secret: str) -> None:
 
 def flag_named(message: str) -> str:
     """Config speaks of its fields; on the command line they are flags."""
-    field, _, rest = message.partition(" ")
+    field, colon, rest = re.split(r"(:?) ", message, maxsplit=1)
+    if not (field.isidentifier() and field in Config.__dataclass_fields__):
+        return message
     flag = {"source": "-b", "users_file": "--users"}.get(field, f"--{field.replace('_', '-')}")
-    known = field.isidentifier() and field in Config.__dataclass_fields__
-    return f"{flag} {rest.replace('open=True', '--open')}" if known else message
+    for word, as_flag in AS_FLAGS.items():
+        rest = rest.replace(word, as_flag)
+    return f"{flag}{colon} {rest}"

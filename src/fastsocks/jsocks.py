@@ -37,6 +37,10 @@ NUMBER_MAX = 10**12
 ESCAPED = re.compile(r"\\(u[0-9a-fA-F]{4}|u|.)", re.DOTALL)
 CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 BLANKS = " \t\f"
+SPECIAL_RANGES = (
+    "jsocks let clients reach every address; here those in private and other special ranges"
+    " are for clients on loopback only, unless --allow all is given"
+)
 BYTE_ORDER_MARK = "\xef\xbb\xbf"  # of UTF-8, read as Latin-1
 
 
@@ -63,10 +67,6 @@ def load(paths: Sequence[str]) -> Jsocks:
         for key, prop in properties.items()
         if (why := objection(key, prop, is_first=position == 0))
     ]
-    warnings.append(
-        "jsocks let clients reach every address; here those in private and other special"
-        " ranges are for clients on loopback only, unless --allow all is given"
-    )
     _, first = files[0]
     settings: dict[str, Any] = {
         name: seconds(key, first.get(key)) for key, name in MILLISECONDS.items()

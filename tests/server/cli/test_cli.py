@@ -232,6 +232,15 @@ def test_jsocks_file_and_flags_that_count_more(start, origin, echoes, tmp_path):
     assert proxy.stop() == 0
 
 
+def test_jsocks_file_where_every_address_may_be_reached(start, tmp_path):
+    """Nobody need be told how that is done."""
+    file = tmp_path / "socks.properties"
+    file.write_text("range = 127.0.0.\n")
+    proxy = start("--jsocks", str(file), "--allow", "all")
+    assert proxy.stop() == 0
+    assert "--allow" not in proxy.log()
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"), [((), (7, 180)), (("--idle-timeout", "300"), (300, 180))]
 )
@@ -299,7 +308,7 @@ def test_jsocks_files_are_taken_however_they_are_given(configured, tmp_path):
     ("arguments", "field", "value", "default"),
     [
         ("--allow-bind", "allow_bind", True, False),
-        ("--bind-anyone", "bind_anyone", True, False),
+        ("--allow-bind --bind-anyone", "bind_anyone", True, False),
         ("--bind-timeout 2.5", "bind_timeout", 2.5, 180),
         ("--bind-timeout 0", "bind_timeout", 0, 180),
         ("--no-udp", "udp", False, True),

@@ -239,6 +239,9 @@ def test_the_line_says_what_would_be_right(refused, flag, allowed):
         (["--allow-bind=yes"], "--allow-bind"),
         (["--bind-anyone", "yes"], "argument without a flag"),
         (["--udp-full-cone=1"], "--udp-full-cone"),
+        # What says nothing beside, or without, another.
+        (["--bind-anyone"], "--bind-anyone: means nothing without --allow-bind"),
+        (["--no-udp", "--udp-ports", "7-9"], "--udp-ports: means nothing with --no-udp"),
     ],
     ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, list) else "",
 )
