@@ -55,7 +55,7 @@ PROGRAM = {"server", "config", "fields", "configure", "flags", "cli"}
 # What the stage auth stands on.
 HELPERS = ["backoff", "passwords", "users_file"]
 # Modules in C are the native engine, however many it is cut into.
-PYTHON_ENGINE = {"pure", "pure_conn", "pure_relay", "pure_udp"}
+PYTHON_ENGINE = {"pure", "pure_conn", "pure_idle", "pure_relay", "pure_udp"}
 ENGINES = {*PYTHON_ENGINE, *(path.stem for path in CYTHON if path.suffix == ".pyx")}
 MACHINES = {"proto.socks4", "proto.socks5", "proto.foreign"}
 

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fastsocks import jsocks, passwd
-from fastsocks.addresses import EVERY_RANGE
 from fastsocks.config import Config
 from fastsocks.configure import flag_named, to_config
 from fastsocks.errors import ConfigError
@@ -64,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
-    if options.jsocks and EVERY_RANGE not in config.allow:
+    if options.jsocks and not config.allows_all:
         migrated.warnings.append(jsocks.SPECIAL_RANGES)
     for warning in migrated.warnings:
         log.warning("%s", warning)

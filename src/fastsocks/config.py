@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastsocks import fields
-from fastsocks.addresses import BOTH_FAMILIES, Judge
+from fastsocks.addresses import BOTH_FAMILIES, EVERY_RANGE, Judge
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
 from fastsocks.literals import family_of, is_group, is_literal, is_one_host
@@ -183,6 +183,11 @@ class Config:
             for family in BOTH_FAMILIES
             if is_wanted(self.prefer, family) and (family in self.sources or not self.sources)
         )
+
+    @property
+    def allows_all(self) -> bool:
+        """Whether clients from anywhere may reach addresses in every special range."""
+        return EVERY_RANGE in self.allow
 
     @property
     def login_needed(self) -> bool:

@@ -5,7 +5,8 @@ with, so it keeps to the contract in engine.py and to what every event loop offe
 It must not know SOCKS (but for the header of a datagram), nor the native engine.
 
 Here it accepts, dials and keeps account; what a connection does is in pure_conn.py, how
-a pair of them is relayed in pure_relay.py, datagrams in pure_udp.py.
+a pair of them is relayed in pure_relay.py, datagrams in pure_udp.py; pure_idle.py ends
+what has been still for too long.
 """
 
 from __future__ import annotations

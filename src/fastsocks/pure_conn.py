@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 READ, WRITE = 0, 1
 HANDSHAKE_CHUNK = 1 << 14
-CLOCK_GRAIN = 0.002  # uvloop's clock stands still within a turn
-# After a stop of this process its timers are first; what came meanwhile is read by then.
-SECOND_LOOK = 0.01
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)  # macOS has TCP_KEEPALIVE for it
 # Linux has a sign for a FIN. On macOS poll() looks in the directions that it is asked about, and

@@ -13,7 +13,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from fastsocks import engine as contract
-from fastsocks.pure_conn import CLOCK_GRAIN, READ, SECOND_LOOK, WRITE, Conn
+from fastsocks.pure_conn import READ, WRITE, Conn
+from fastsocks.pure_idle import IdleTimer
 
 if TYPE_CHECKING:
     from fastsocks.pure import Engine
@@ -34,9 +35,7 @@ class Session:
         self.handle = handle
         self._moved = [0, 0]
         self._open_ways = 2
-        self._stamp = engine.loop.time()
-        self._timer: asyncio.TimerHandle | None = None
-        self._arm()
+        self._timer = IdleTimer(engine.loop, engine.settings.idle_timeout, self._on_idle)
 
     def start(self, early: bytes) -> None:
         self.engine.spawn(self._pump(UP, self.client, self.remote, early))
@@ -46,8 +45,7 @@ class Session:
         """Closes both ends, which is what stops the pumps; once."""
         if self.engine.relays.pop(self.handle, None) is None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self.client.shut(reset=reason != contract.FINISHED)
         self.remote.shut(reset=reason != contract.FINISHED)
         self.engine.report((self.flow, *self._moved, reason, error))
@@ -97,7 +95,7 @@ class Session:
                 continue
             self._moved[way] += sent
             self.engine.copied += sent
-            self._stamp = self.engine.loop.time()
+            self._timer.moved = self.engine.loop.time()
             data = data[sent:]
 
     def _on_fin(self, source: Conn) -> None:
@@ -106,29 +104,11 @@ class Session:
             self.end(contract.FINISHED)
         elif self.handle in self.engine.relays:
             self.engine.probe(source, lambda error: self._on_broken(source, error))
-            self._stamp = self.engine.loop.time()
-            self._arm()
+            self._timer.restart(self.engine.settings.half_closed_timeout)
 
     def _on_broken(self, culprit: Conn, error: int) -> None:
         self.end(contract.CLIENT_RESET if culprit is self.client else contract.REMOTE_RESET, error)
 
-    def _limit(self) -> float:
-        settings = self.engine.settings
-        return settings.idle_timeout if self._open_ways == 2 else settings.half_closed_timeout
-
-    def _arm(self) -> None:
-        # Not moved at each octet: when it fires, it is set for what is left.
-        if self._timer is not None:
-            self._timer.cancel()
-        due = self._stamp + self._limit()
-        self._timer = self.engine.loop.call_at(due, self._on_timer) if self._limit() else None
-
-    def _on_timer(self, second: bool = False) -> None:
-        loop = self.engine.loop
-        if loop.time() + CLOCK_GRAIN < self._stamp + self._limit():
-            self._arm()
-        elif not second:
-            self._timer = loop.call_later(SECOND_LOOK, self._on_timer, True)
-        else:
-            reason = contract.IDLE if self._open_ways == 2 else contract.HALF_CLOSED
-            self.end(reason, errno.ETIMEDOUT)
+    def _on_idle(self) -> None:
+        reason = contract.IDLE if self._open_ways == 2 else contract.HALF_CLOSED
+        self.end(reason, errno.ETIMEDOUT)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fastsocks import engine as contract
 from fastsocks.literals import literal_of
 from fastsocks.proto import udp, wire
-from fastsocks.pure_conn import CLOCK_GRAIN, SECOND_LOOK
+from fastsocks.pure_idle import IdleTimer
 
 if TYPE_CHECKING:
     from fastsocks.pure import Engine
@@ -89,8 +89,6 @@ class Association:
         self._targets: collections.Counter[tuple[str, int]] = collections.Counter()
         self._held: list[tuple[Key, bytes]] = []
         self._octets = [0, 0]
-        self._stamp = 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         if self._control is None:
@@ -101,11 +99,10 @@ class Association:
     def start(self, control: Conn, flow: Any, handle: int) -> None:
         loop = self._engine.loop
         self._control, self._flow, self._handle = control, flow, handle
-        self._stamp = loop.time()
+        self._timer = IdleTimer(loop, self._engine.settings.udp_timeout, self._on_idle)
         make_ready(self._client)
         loop.add_reader(self._client.fileno(), self._on_client)
         self._engine.spawn(self._watch_control(control))
-        self._arm()
 
     async def _watch_control(self, control: Conn) -> None:
         """What the client says there means nothing, that it ends means everything."""
@@ -129,28 +126,15 @@ class Association:
         control = self._control
         if control is None or self._engine.associations.pop(self._handle, None) is None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         for sock in (self._client, *self._remotes.values()):
             self._engine.loop.remove_reader(sock.fileno())
             sock.close()
         control.shut(reset=reason != contract.FINISHED)
         self._engine.report((self._flow, *self._octets, reason, error))
 
-    def _arm(self) -> None:
-        # Not moved at each datagram: when it fires, it is set for what is left.
-        limit = self._engine.settings.udp_timeout
-        if limit:
-            self._timer = self._engine.loop.call_at(self._stamp + limit, self._on_timer)
-
-    def _on_timer(self, second: bool = False) -> None:
-        loop, limit = self._engine.loop, self._engine.settings.udp_timeout
-        if loop.time() + CLOCK_GRAIN < self._stamp + limit:
-            self._arm()
-        elif not second:
-            self._timer = loop.call_later(SECOND_LOOK, self._on_timer, True)
-        else:
-            self.end(contract.IDLE, errno.ETIMEDOUT)
+    def _on_idle(self) -> None:
+        self.end(contract.IDLE, errno.ETIMEDOUT)
 
     # -- up ------------------------------------------------------------------
 
@@ -309,7 +293,7 @@ class Association:
         except OSError as error:
             self._drop("full" if error.errno == errno.ENOBUFS else "failed")
         else:
-            self._stamp = self._engine.loop.time()
+            self._timer.moved = self._engine.loop.time()
             self._octets[way] += octets
             self._engine.udp["datagrams_down" if way else "datagrams_up"] += 1
 
