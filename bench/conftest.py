@@ -45,10 +45,12 @@ def times_less(benchmark: Any, generators: None) -> Compare:
 
     def compare(workload: str, metric: str) -> float:
         outcomes: dict[str, list[Any]] = {engine: [] for engine in ENGINES}
+        turns = list(ENGINES)  # the other one first in every other round
 
         def round_of_both() -> None:
-            for engine, found in outcomes.items():
-                found.append(
+            turns.append(turns.pop(0))
+            for engine in turns:
+                outcomes[engine].append(
                     measure(
                         SYSTEMS[engine], WORKLOADS[workload], SECONDS, LOOPBACK, unprivileged=False
                     )

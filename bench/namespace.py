@@ -1,4 +1,8 @@
-"""A network namespace of the benchmark's own, so that its settings touch nothing else."""
+"""A network namespace of the benchmark's own, so that its settings touch nothing else.
+
+One thing it cannot set in there: as root it lets everybody on the machine choose the congestion
+control that it needs (net.ipv4.tcp_allowed_congestion_control), until the next boot.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Stat:
     pid: int
     parent: int
     started: int
-    ticks: int
+    reaped_ticks: int
     pages: int
 
 
@@ -47,8 +47,8 @@ def _stat(pid: int) -> Stat | None:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None
-    # utime, stime, and those of children already reaped: living children are counted by themselves.
-    return Stat(pid, int(fields[1]), int(fields[19]), sum(map(int, fields[11:15])), int(fields[21]))
+    # cutime and cstime: of children already reaped, since living ones are counted by themselves.
+    return Stat(pid, int(fields[1]), int(fields[19]), sum(map(int, fields[13:15])), int(fields[21]))
 
 
 def tree(root: int) -> list[Stat]:
@@ -60,7 +60,17 @@ def tree(root: int) -> list[Stat]:
 
 
 def cpu_seconds(root: int) -> float:
-    return sum(stat.ticks for stat in tree(root)) / TICKS_PER_SECOND
+    return sum(_cpu_clock(stat.pid) + stat.reaped_ticks / TICKS_PER_SECOND for stat in tree(root))
+
+
+def _cpu_clock(pid: int) -> float:
+    """Seconds of all threads of a process, ended ones too: in nanoseconds, where /proc has ticks
+    of 10 ms, of which a short run has but a few dozen."""
+    sched_clock_of_process = (~pid << 3) | 2  # clock_getcpuclockid(3), as Linux numbers them
+    try:
+        return time.clock_gettime(sched_clock_of_process)
+    except OSError:
+        return 0.0  # it has ended meanwhile
 
 
 def resident_bytes(root: int) -> int:

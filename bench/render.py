@@ -33,11 +33,12 @@ HEAD = """# Benchmarks
 
 ![fastsocks and its peers](benchmarks.svg)
 
-`make bench-peers` measures this page on your machine (about an hour; `bench/suite.py --quick`
-takes five minutes). What each workload is and how to read it is in
-[bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in brackets
-where there were several rounds. Ratios are in *italics*. Client, server and origin share the CPUs,
-so compare within a table. `direct` is no proxy at all.
+`make bench-peers` measures this page on your machine (about an hour; `bench/suite.py --quick` a
+coarse one in five minutes). What each workload is, what each system is told, and how to read it is
+in [bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in
+brackets where there were several rounds. Ratios are in *italics*. Client, server and origin share
+the CPUs, so compare within a table. `direct` is no proxy at all. PASS and MISS say whether a bar
+that fastsocks has set itself is met, however near.
 """
 
 Record = dict[str, Any]

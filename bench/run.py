@@ -198,7 +198,7 @@ def measure_all(
         runs[workload.name] = {system: Runs() for system in (served if workload.idle else systems)}
     for number in range(options.rounds):
         for workload in workloads:
-            for system, found in runs[workload.name].items():
+            for system, found in rotated(list(runs[workload.name].items()), number):
                 if found.given_up:
                     continue
                 _progress(f"{workload.name}, round {number + 1} of {options.rounds}: {system.name}")
@@ -212,6 +212,12 @@ def measure_all(
                     found.outcomes.append(outcome)
     _progress("")
     return runs
+
+
+def rotated(systems: list[Any], by: int) -> list[Any]:
+    """So that none comes first, or after the same one, in every round."""
+    first = by % max(1, len(systems))
+    return systems[first:] + systems[:first]
 
 
 def compare(

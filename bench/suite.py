@@ -3,7 +3,8 @@
     python bench/suite.py [--quick] [--wrap COMMAND]
 
 Each part and workload is a run of run.py. What it finds goes to bench/results/PART.json, and
-render.py makes the page and the charts from there: nobody edits a figure by hand.
+render.py makes the page and the charts from there: nobody edits a figure by hand. What is quick
+goes to build/bench-quick, since the page is not for figures of one round.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import render
@@ -23,6 +25,8 @@ from system import HERE
 from workloads import ALL, Workload
 
 RESULTS = HERE / "results"
+QUICK_PAGE = HERE.parent / "build" / "bench-quick"
+SECONDS = 0.4  # of a run: long enough for thousands of sessions, short enough for many rounds
 CORE = [
     *("down-1", "down-16", "down-256", "up-1", "up-16", "up-256"),
     *("conn", "conn-rst", "conn-password", "rr-64"),
@@ -83,15 +87,17 @@ def main() -> int:
         "--wrap", metavar="COMMAND", default="", help="goes before each command that measures"
     )
     options = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
+    results, page = (QUICK_PAGE, QUICK_PAGE) if options.quick else (RESULTS, render.DOCS)
+    results.mkdir(parents=True, exist_ok=True)
     for part in SHORT if options.quick else FULL:
         if options.part in (None, part.name):
-            measure(part, options)
-    render.write_all(RESULTS)
+            measure(part, options, results)
+    render.write_all(results, page)
+    print(f"the page is {page / 'benchmarks.md'}")
     return 0
 
 
-def measure(part: Part, options: argparse.Namespace) -> None:
+def measure(part: Part, options: argparse.Namespace, results: Path) -> None:
     whole: dict[str, Any] = {}
     chosen = [workload for workload in ALL if workload.name in part.workloads]
     for group in in_turn(chosen):
@@ -103,7 +109,7 @@ def measure(part: Part, options: argparse.Namespace) -> None:
         if options.rounds:
             whole["rounds"] = str(options.rounds)
     # Only now: half a part shall not replace a whole one.
-    (RESULTS / f"{part.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (results / f"{part.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def _rounds(workload: Workload) -> int:
@@ -118,7 +124,7 @@ def _run(
     with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
         command = [*shlex.split(options.wrap), sys.executable, str(HERE / "run.py"), *part.flags]
         command += ["--only", ",".join(workloads), "--systems", part.systems]
-        command += ["--rounds", str(rounds), "--seconds", "0.4"]
+        command += ["--rounds", str(rounds), "--seconds", str(SECONDS)]
         subprocess.run([*command, "--json", file.name], check=True)
         found: dict[str, Any] = json.load(file)
     for workload in found["workloads"].values():

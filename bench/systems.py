@@ -1,4 +1,4 @@
-"""The systems that are compared. Each runs with its own defaults wherever it has any."""
+"""The systems that are compared. Each runs with its own defaults, but for what README.md lists."""
 
 from __future__ import annotations
 

@@ -272,8 +272,7 @@ ALL = (
             Metric("memory", "KB each", False, lambda outcome: outcome["bytes_each"] / 1024),
             Metric("cpu", "% CPU", False, lambda outcome: outcome["cpu_share"] * 100),
         ),
-        # The kernel counts CPU in ticks of 10 ms: less than half of one a second is nothing but the
-        # clock itself.
+        # A timer that looks at each session once a second would take several times as much.
         bars=(Bar("memory", 1.0), Bar("cpu", 0.05)),
         reference=None,
         idle=True,
