@@ -52,6 +52,8 @@ lint: .venv/linted
 	$(BIN)/ruff format --check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src
 	$(BIN)/mypy
+	MYPYPATH=src:bench $(BIN)/mypy bench/*.py tools/*.py
+	$(BIN)/mypy --explicit-package-bases fuzz/*.py
 	$(BIN)/python -m mypy.stubtest $(EXTENSIONS) --allowlist stubtest.allow
 	$(BIN)/codespell
 	$(BIN)/zizmor --offline --quiet .github/workflows

@@ -182,7 +182,8 @@ def in_turn(workloads: list[Workload]) -> list[list[Workload]]:
     not the same minutes later."""
     groups: dict[str, list[Workload]] = {}
     for workload in workloads:
-        named = [bar.against for bar in workload.bars if (bar.against or "").startswith(ITSELF)]
+        rivals = [bar.against or "" for bar in workload.bars]
+        named = [rival for rival in rivals if rival.startswith(ITSELF)]
         home = named[0].removeprefix(ITSELF) if named else workload.name
         groups.setdefault(home if home in groups else workload.name, []).append(workload)
     return list(groups.values())

@@ -4,6 +4,7 @@ seed is enough to see a case again. It must not know what fastsocks makes of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from random import Random
 
 USER, PASSWORD = b"alice", b"secret"
@@ -121,10 +122,9 @@ def damage(rng: Random, data: bytes) -> bytes:
 
 
 def conversation(rng: Random) -> bytes:
-    if rng.randrange(4):
-        parts = rng.choice(ORDERS)
-    else:
-        parts = tuple(rng.choices(ANY, k=rng.randrange(1, 6)))
+    parts: Sequence[Callable[[Random], bytes]] = rng.choice(ORDERS)
+    if not rng.randrange(4):
+        parts = rng.choices(ANY, k=rng.randrange(1, 6))
     stream = b"".join([part(rng) for part in parts])
     for _ in range(rng.choice((0, 1, 1, 2, 5))):
         stream = damage(rng, stream)

@@ -51,9 +51,17 @@ STAGE_USERS = {
     **{module: {"addresses", "resolve"} for module in ("associate", "bind", "config", "dial")},
 }
 # The program around it all.
-PROGRAM = {"server", "config", "fields", "configure", "flags", "cli"}
-# What the stage auth stands on.
-HELPERS = ["backoff", "passwords", "users_file"]
+PROGRAM = {
+    *("server", "config", "fields", "configure", "flags", "cli"),
+    *("passwd", "arguments", "jsocks"),
+}
+# What the stages stand on.
+HELPERS = [
+    *("backoff", "passwords", "users_file", "ranges", "hosts", "literals"),
+    *("clients", "turns", "crew", "waits"),
+]
+# Who looks a name up, listens, is given sockets by the caller, or chooses the loop.
+SOCKET_USERS = {"addresses", "bind", "cli", "engine", "hosts", "library", "resolve", "server"}
 # Modules in C are the native engine, however many it is cut into.
 PYTHON_ENGINE = {"pure", "pure_conn", "pure_idle", "pure_relay", "pure_udp"}
 ENGINES = {*PYTHON_ENGINE, *(path.stem for path in CYTHON if path.suffix == ".pyx")}
@@ -165,10 +173,10 @@ def test_nothing_below_the_server_knows_it(stage):
     assert not own(PACKAGE / f"{stage}.py") & (PROGRAM | {"library"})
 
 
-@pytest.mark.parametrize("stage", ["auth", "dial", "session", "errors", "flow", "quiet", *HELPERS])
-def test_no_sockets_outside_engines_resolver_and_server(stage):
-    used = roots(PACKAGE / f"{stage}.py")
-    assert not used & {"select", "selectors", "socket", "ssl", "uvloop"}
+@pytest.mark.parametrize("path", PYTHON, ids=label)
+def test_sockets_are_the_business_of_few(path):
+    if name(path) not in {*PYTHON_ENGINE, *SOCKET_USERS}:
+        assert not roots(path) & {"select", "selectors", "socket", "ssl", "uvloop"}
 
 
 def test_errors_know_nothing():
@@ -249,6 +257,11 @@ def test_imports_are_explicit(path):
         if isinstance(node, ast.ImportFrom):
             assert node.level <= 1, f"line {node.lineno}: a relative import beyond one dot"
             assert [alias.name for alias in node.names] != ["*"], f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", CYTHON, ids=label)
+def test_cython_imports_are_explicit(path):
+    assert not re.search(r"import \*", path.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=label)

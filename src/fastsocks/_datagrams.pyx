@@ -21,9 +21,17 @@ from libc.string cimport memcpy, memset
 from fastsocks._address cimport (
     Address, Endpoint, endpoint_of, os_error, parse_endpoint, to_endpoint
 )
-from fastsocks._linux cimport *
-from fastsocks._relay cimport *
-from fastsocks._udp cimport *
+from fastsocks._linux cimport (
+    AF_INET6, EACCES, EADDRINUSE, EINVAL, IPPROTO_IPV6, IPV6_V6ONLY, SOCK_CLOEXEC, SOCK_DGRAM,
+    SOCK_NONBLOCK, bind, close, errno, getrandom, getsockname, htons, load_u64, setsockopt,
+    socket, socklen_t, store_u32, take_list
+)
+from fastsocks._relay cimport ASSOCIATION, Relay, Timer, milliseconds
+from fastsocks._udp cimport (
+    ACTIVE, ALLOWED, ANSWER, ASSOC_CHUNK, ASSOC_CHUNKS, Assoc, CLIENT, CONTROL, DENIED, END,
+    JOIN, LEGS, Question, Udp, UdpCommand, UdpOrder, UdpStats, VACANT, assoc_at, udp_open,
+    udp_order
+)
 from fastsocks._visits cimport Turn
 
 from fastsocks import engine as contract

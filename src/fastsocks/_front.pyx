@@ -22,9 +22,23 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastsocks._address cimport Address, endpoint_of, os_error, parse_address
 from fastsocks._datagrams cimport Association, Datagrams
-from fastsocks._linux cimport *
+from fastsocks._linux cimport (
+    AF_INET, AF_INET6, EAFNOSUPPORT, EAGAIN, EALREADY, EBADF, ECONNRESET, EINPROGRESS, EINTR,
+    EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLONESHOT,
+    EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
+    ETIMEDOUT, F_GETFL, F_SETFL, IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, MSG_DONTWAIT,
+    MSG_NOSIGNAL, MSG_TRUNC, O_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
+    SOL_SOCKET, SO_ERROR, SO_KEEPALIVE, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
+    accept4, bind, close, connect, epoll_create1, epoll_event, epoll_wait, errno, fcntl,
+    getpeername, getsockname, getsockopt, recv, send, setsockopt, shutdown, sockaddr, socket,
+    socklen_t
+)
 from fastsocks._pairs cimport Pairs
-from fastsocks._relay cimport *
+from fastsocks._relay cimport (
+    ASSOCIATION, End, FRONT, MAX_EVENTS, PIPE_MIN, Pair, Relay, TAG_ENDED, TAG_LISTENER,
+    TICK_MS, Timer, WATCH_IN, Wheel, monotonic_ms, pipe_probe, ring_pop, timer_clear, timer_set,
+    watch, wheel_collect, wheel_open
+)
 from fastsocks._visits cimport Outcome, Turn, settled, unsettled, visit_of
 
 from fastsocks import engine as contract
@@ -34,8 +48,11 @@ from fastsocks.quiet import QuietLog
 cdef tuple CONTROL_KEEPALIVE = contract.CONTROL_KEEPALIVE
 
 cdef enum:
+    # A whole handshake and what a client sends along with it.
     FIRST_READ = 16 * 1024
+    # Then sessions that stand have their turn: a storm of connections costs them this much.
     ACCEPTS_PER_TURN = 16
+    # Out of descriptors, as a rule: some session may have ended by then.
     ACCEPT_PAUSE_MS = 100
     # A refused client may send this much more before it is cut off.
     LINGER_OCTETS = 256 * 1024
@@ -134,7 +151,7 @@ cdef class Conn:
 
     def was_reset(self):
         if self.fd >= 0:
-            self.watch()
+            self.register()
         return self.fd < 0 or self.reset
 
     def deadline(self, double seconds):
@@ -165,7 +182,7 @@ cdef class Conn:
         self.readable = True
         self.drain()
         if self.fd >= 0:
-            self.watch()
+            self.register()
 
     def close(self):
         if self.stage != LINGERING:
@@ -190,10 +207,10 @@ cdef class Conn:
     cdef object wait(self, Waiting what):
         self.waiting = what
         self.waiter = unsettled(self.engine.turn)
-        self.watch()
+        self.register()
         return self.waiter
 
-    cdef int watch(self) except -1:
+    cdef int register(self) except -1:
         """Edge-triggered, so one registration serves the whole handshake; adding it
         reports what is there already."""
         cdef uint32_t events = WATCH_IN
@@ -584,7 +601,7 @@ cdef class Engine:
             data = b""
         if data is None:
             try:
-                conn.watch()
+                conn.register()
             except OSError:
                 conn.drop()  # nothing would ever be heard of it
                 raise
@@ -777,7 +794,7 @@ cdef class Engine:
                 bind_source(fd, source, target.any.sa_family)
             failed = connect_now(fd, &target.any, length)
             if failed == EINPROGRESS:
-                client.watch()
+                client.register()
             elif failed:
                 raise os_error(failed)
         except OSError as error:

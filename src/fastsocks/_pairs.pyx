@@ -18,8 +18,18 @@ from libc.string cimport memcpy, memset
 
 from fastsocks._address cimport os_error
 from fastsocks._datagrams cimport Datagrams
-from fastsocks._linux cimport *
-from fastsocks._relay cimport *
+from fastsocks._linux cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLET, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+    EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, close, epoll_event, errno, eventfd,
+    eventfd_write, load_u32, load_u64, pthread_create, pthread_join, pthread_setname_np,
+    push_list, send, store_u32, swap_u32_if, take_list
+)
+from fastsocks._relay cimport (
+    CHUNK, CHUNKS, Command, DOWN, Direction, FREE, JOINING, KILL, LIVE, Order, Pair, RUN, Relay,
+    Stats, TAG_ENDED, Timer, UP, WATCH_IN, Wheel, arena_at, milliseconds, monotonic_ms,
+    pair_data, pair_limit, pair_set_timer, relay_abandon, relay_close, relay_open, relay_order,
+    relay_publish, relay_take, relay_thread, timer_clear, timer_set, watch
+)
 from fastsocks._udp cimport udp_abandon, udp_close
 from fastsocks._visits cimport Turn
 

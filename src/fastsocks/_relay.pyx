@@ -24,7 +24,18 @@ events in which it ended.
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from fastsocks._linux cimport *
+from fastsocks._linux cimport (
+    CLOCK_MONOTONIC, EAGAIN, ECONNRESET, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EINVAL, EIO, ENOMEM,
+    EPERM, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, ETIMEDOUT, F_GETPIPE_SZ, F_SETPIPE_SZ, IPPROTO_TCP,
+    MSG_DONTWAIT, MSG_NOSIGNAL, O_CLOEXEC, O_NONBLOCK, POLLIN, POLLOUT, SHUT_WR, SIG_SETMASK,
+    SOL_SOCKET, SO_LINGER, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, TCP_QUICKACK, TFD_CLOEXEC,
+    TFD_NONBLOCK, TFD_TIMER_ABSTIME, clock_gettime, close, count_u64, epoll_create1, epoll_ctl,
+    epoll_event, epoll_wait, errno, eventfd, eventfd_write, fcntl, itimerspec, linger, load_u32,
+    pipe2, poll, pollfd, pthread_sigmask, push_list, read, recv, send, setsockopt, shutdown,
+    sigfillset, sigset_t, splice, splice_quietly, store_u32, swap_u32_if, take_list,
+    timerfd_create, timerfd_settime, timespec
+)
 
 
 cdef enum:

@@ -21,8 +21,20 @@ kernel's to filter; no error of a datagram socket ends an association.
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
-from fastsocks._linux cimport *
-from fastsocks._relay cimport *
+from fastsocks._linux cimport (
+    AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, EAGAIN, ECONNRESET,
+    EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP,
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, ETIMEDOUT, IPPROTO_IPV6, IPV6_V6ONLY, MSG_DONTWAIT,
+    MSG_NOSIGNAL, MSG_TRUNC, POLLIN, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
+    SOL_UDP, SO_ERROR, SO_RCVBUF, SO_SNDBUF, UDP_GRO, UDP_SEGMENT, bind, close, cmsghdr,
+    connect, count_u64, errno, eventfd_write, getsockopt, iovec, keyed_hash, load_u32, mmsghdr,
+    msghdr, poll, pollfd, push_list, recv, recvmmsg, sendmmsg, sendmsg, sendto, setsockopt,
+    sockaddr, sockaddr_in, sockaddr_in6, socket, socklen_t, store_u32, take_list
+)
+from fastsocks._relay cimport (
+    ASSOCIATION, CLIENT_RESET, FINISHED, IDLE, KILLED, Relay, TICK_MS, Timer, reset_on_close,
+    ring_pop, timer_clear, timer_set, watch, wheel_collect, wheel_open
+)
 
 
 cdef enum:

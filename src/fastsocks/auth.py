@@ -41,7 +41,8 @@ CHECKS_MAX = 64
 # So many of them for one client's address or network, lest it leaves none to others.
 CHECKS_PER_ADDRESS = 8
 
-REMEMBERED = 300.0  # seconds
+# Seconds for which a slow hash is not checked again, for those who open many connections.
+REMEMBERED = 300.0
 LOOK_EVERY = 1.0  # seconds between two looks at the users file
 
 Address = tuple[str, int]

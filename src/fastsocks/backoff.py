@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 from fastsocks.clients import network_of
 
+# A typing error or two cost nothing. Beyond, waits (in seconds) double up to less than what a
+# handshake may take, so that who knows the password at last gets in.
 FREE_FAILURES = 2
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 5.0

@@ -21,7 +21,7 @@ from fastsocks.waits import LOOK_INTERVAL, unless_reset
 
 # What a client may send before its peer is there; beyond, it has to wait.
 EARLY_LIMIT = 64 * 1024
-BACKLOG = 8
+BACKLOG = 8  # one is waited for, and strangers before it are dropped as they come
 ACCEPT_RETRY = 0.1  # seconds without accepting when the system is out of something
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 ANYONE = frozenset({"0.0.0.0", "::"})

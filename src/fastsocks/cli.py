@@ -119,7 +119,9 @@ def announce(server: Server, loop_name: str) -> None:
     gone away is no reason to stop."""
     where = ", ".join(endpoint(*address) for address in server.addresses)
     login = "USER:PASSWORD@" if server.config.login_needed else ""
-    example = f"curl -x socks5h://{login}{endpoint(*server.addresses[0])} https://example.org/"
+    host, port = server.addresses[0]
+    here = endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+    example = f"curl -x socks5h://{login}{here} https://example.org/"
     with contextlib.suppress(OSError):
         print(
             f"fastsocks listening on {where} (loop {loop_name}, {server.describe()});"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -27,6 +28,8 @@ IDLE = "idle timeout"
 HALF_CLOSED = "half-closed timeout"
 KILLED = "killed"
 REASONS = (FINISHED, CLIENT_RESET, REMOTE_RESET, IDLE, HALF_CLOSED, KILLED)
+
+log = logging.getLogger("fastsocks.engine")
 
 KEEPALIVE_AFTER = 7200.0  # net.ipv4.tcp_keepalive_time in seconds, as systems ship it
 
@@ -264,16 +267,18 @@ def choose(
     native one where it has been built."""
     if name in ("auto", "native"):
         try:
-            from fastsocks import _front
+            from fastsocks._front import Engine as NativeEngine
 
             # An engine's calls take its own Conn only, which a Protocol cannot say.
-            return cast(Engine, _front.Engine(loop, settings, on_closed))
+            return cast(Engine, NativeEngine(loop, settings, on_closed))
         except ImportError as error:
             if name == "native":
                 raise ConfigError(
                     "engine native: the compiled extension is not here (it needs Linux and a C"
                     f" compiler at install time; {error}); use --engine python or auto"
                 ) from None
+            if error.name != "fastsocks._front":
+                log.warning("the Python engine serves: the native one cannot be loaded: %s", error)
     from fastsocks import pure
 
     return cast(Engine, pure.Engine(loop, settings, on_closed))

@@ -39,7 +39,7 @@ def build_parser() -> Parser:
         description="A SOCKS4, SOCKS4a and SOCKS5 proxy server.",
         epilog="Without flags it serves 127.0.0.1:1080. Times are in seconds, 0 means no limit (for"
         " --grace no time; --ident-timeout has to have one). 'fastsocks passwd FILE USER' adds a"
-        " user to the FILE of --users, or changes his password.",
+        " user to the FILE of --users, or changes their password.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -58,7 +58,7 @@ def build_parser() -> Parser:
         dest="passwords",
         metavar="PASSWORD",
         action="append",
-        help="his password; others on this machine may see it before it is wiped from the"
+        help="that user's password; others on this machine may see it before it is wiped from the"
         " process list, so rather use --password-file or FASTSOCKS_PASSWORD",
     )
     add("--password-file", metavar="FILE", help="read the password from the first line of FILE")

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 def build_parser() -> Parser:
     parser = Parser(
         prog="fastsocks passwd",
-        description="Adds a user to a users file (--users of fastsocks) or changes his password,"
+        description="Adds a user to a users file (--users of fastsocks) or changes their password,"
         " which is asked for, or read from the first line of standard input. A running fastsocks"
         " takes the change over by itself.",
         allow_abbrev=False,

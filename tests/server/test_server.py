@@ -9,6 +9,7 @@ import gc
 import inspect
 import os
 import socket
+import sys
 import threading
 
 import pytest
@@ -247,6 +248,33 @@ async def test_no_coroutine_belongs_to_a_session_that_stands(serve, dial, echo):
         assert ours() == before
         for client in clients:
             client.close()
+
+
+@pytest.mark.parametrize("engine_name", ["auto"])
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (ModuleNotFoundError("nowhere", name="fastsocks._front"), False),
+        (ImportError("undefined symbol: fs_nothing"), True),
+    ],
+    ids=["not built", "broken"],
+)
+async def test_native_engine_that_cannot_be_loaded_is_told_of_unless_it_was_never_built(
+    serve, dial, echo, monkeypatch, caplog, failure, told
+):
+    class Broken:
+        def find_spec(self, name, path, target=None):
+            if name == "fastsocks._front":
+                raise failure
+
+    monkeypatch.delitem(sys.modules, "fastsocks._front", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    async with serve() as server:
+        assert "engine python" in server.describe()
+        client = await dial(server)
+        await client.connect(echo.host, echo.port)
+        assert await client.echoes()
+    assert ("cannot be loaded: undefined symbol" in caplog.text) is told
 
 
 # -- what cannot start -------------------------------------------------------

@@ -73,6 +73,13 @@ def test_auto_is_an_engine_that_runs(start, origin, echoes):
     assert proxy.stop() == 0
 
 
+@pytest.mark.parametrize(("every", "loopback"), [("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")])
+def test_ready_line_has_a_command_that_works_for_every_interface_too(start, every, loopback):
+    proxy = start("--listen", f"{every}:0", "--open")
+    assert f" socks5h://{loopback}:{proxy.addresses[0][1]} " in proxy.ready
+    assert proxy.stop() == 0
+
+
 def test_several_listeners(start, origin, engine_name, echoes):
     places = ["--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--listen", "localhost:0"]
     proxy = start("--engine", engine_name, *places)
