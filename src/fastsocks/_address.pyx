@@ -5,7 +5,7 @@ sockaddr on the kernel's. It looks nothing up.
 
 import os
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from fastsocks._linux cimport (
@@ -70,10 +70,23 @@ cdef socklen_t parse_address(str host, int port, Address *address) except 0:
         address.v6.sin6_family = AF_INET6
         address.v6.sin6_port = htons(port)
         if scope:
-            name = scope.encode()
-            address.v6.sin6_scope_id = int(scope) if scope.isdigit() else if_nametoindex(name)
+            address.v6.sin6_scope_id = interface(scope)
         return sizeof(sockaddr_in6)
     raise os_error(EINVAL)
+
+
+cdef uint32_t interface(str scope) except 0:
+    """By its number or name. Raises OSError (EINVAL) where there is none."""
+    cdef uint32_t number
+    cdef bytes name
+    if scope.isascii() and scope.isdigit() and len(scope) < 10:
+        number = int(scope)
+    else:
+        name = scope.encode("utf-8", "replace")
+        number = if_nametoindex(name)
+    if number == 0:
+        raise os_error(EINVAL)
+    return number
 
 
 cdef socklen_t parse_endpoint(str host, int port, Endpoint *endpoint) except 0:

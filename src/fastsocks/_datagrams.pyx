@@ -99,6 +99,12 @@ cdef class Datagrams:
 
     def __dealloc__(self):
         cdef uint32_t i
+        cdef Question *question = <Question *>take_list(&self.asked)
+        cdef Question *after
+        while question != NULL:
+            after = <Question *>question.next
+            free(question)
+            question = after
         for i in range(self.arena.count // ASSOC_CHUNK):
             free(self.arena.chunks[i])
 
@@ -248,6 +254,7 @@ cdef class Datagrams:
         cdef Assoc *assoc
         cdef Association association
         cdef int head
+        fatal = None
         while question != NULL:
             after = <Question *>question.next
             question.next = first
@@ -269,10 +276,12 @@ cdef class Datagrams:
                     address = endpoint_of(<Address *>&question.address)
                 try:
                     association.on_ask(association, question.wire[0], raw, port, address)
-                except Exception as error:
-                    turn.report(error)
+                except BaseException as error:
+                    fatal = turn.blame(error, fatal)
                     association.answer(question.wire[0], raw, port, None, DENIED_FOR)
             free(question)
+        if fatal is not None:
+            raise fatal
         return 0
 
     cdef int count(self, dict totals, Relay *relays, int relay_count) except -1:

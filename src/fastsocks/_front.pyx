@@ -30,14 +30,14 @@ from fastsocks._linux cimport (
     MSG_NOSIGNAL, MSG_TRUNC, O_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
     SOL_SOCKET, SO_ERROR, SO_KEEPALIVE, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
     accept4, bind, close, connect, epoll_create1, epoll_event, epoll_wait, errno, fcntl,
-    getpeername, getsockname, getsockopt, recv, send, setsockopt, shutdown, sockaddr, socket,
-    socklen_t
+    getpeername, getpid, getsockname, getsockopt, recv, send, setsockopt, shutdown, sockaddr,
+    socket, socklen_t
 )
 from fastsocks._pairs cimport Pairs
 from fastsocks._relay cimport (
     ASSOCIATION, End, FRONT, MAX_EVENTS, PIPE_MIN, Pair, Relay, TAG_ENDED, TAG_LISTENER,
-    TICK_MS, Timer, WATCH_IN, Wheel, monotonic_ms, pipe_probe, ring_pop, timer_clear, timer_set,
-    watch, wheel_collect, wheel_open
+    TICK_MS, Timer, WATCH_IN, Wheel, milliseconds, monotonic_ms, pipe_probe, ring_pop,
+    timer_clear, timer_set, watch, wheel_collect, wheel_open
 )
 from fastsocks._visits cimport Outcome, Turn, settled, unsettled, visit_of
 
@@ -159,7 +159,7 @@ cdef class Conn:
         if self.fd < 0:
             return
         if seconds:
-            timer_set(&self.engine.wheel, &self.timer, monotonic_ms() + <uint64_t>(seconds * 1000))
+            timer_set(&self.engine.wheel, &self.timer, monotonic_ms() + milliseconds(seconds))
         else:
             timer_clear(&self.timer)
 
@@ -433,6 +433,7 @@ cdef class Engine:
     cdef list listeners         # (socket, on_client)
     cdef bint accepting
     cdef int epfd
+    cdef int pid                # of the process that it belongs to
     cdef Wheel wheel
     cdef Timer resume_timer     # accepting goes on
     cdef char *buffer
@@ -474,6 +475,7 @@ cdef class Engine:
 
     cdef open(self):
         cdef int failed
+        self.pid = getpid()
         self.epfd = epoll_create1(EPOLL_CLOEXEC)
         if self.epfd < 0:
             raise os_error(errno)
@@ -683,13 +685,16 @@ cdef class Engine:
             self.turn.under_way = False
 
     cdef take_turn(self, epoll_event *events, int count):
+        """Whatever a callback raises, the other events have their turn: those that are
+        edge-triggered would not come again."""
         cdef int i
         cdef uint64_t data
+        fatal = None
         try:
             if self.pairs.take(events, count):
                 self.drain_ended()
-        except Exception as error:
-            self.turn.report(error)
+        except BaseException as error:
+            fatal = self.turn.blame(error, fatal)
         for i in range(count):
             data = events[i].data.u64
             if data & ASSOCIATION or not data & FRONT:
@@ -705,12 +710,14 @@ cdef class Engine:
                     self.accept(<uint32_t>(data - TAG_LISTENER))
                 else:
                     self.on_conn_event(data, events[i].events)
-            except Exception as error:
-                self.turn.report(error)
+            except BaseException as error:
+                fatal = self.turn.blame(error, fatal)
         try:
             self.expire()
-        except Exception as error:
-            self.turn.report(error)
+        except BaseException as error:
+            fatal = self.turn.blame(error, fatal)
+        if fatal is not None:
+            raise fatal
 
     def visit(self, session):
         return visit_of(self.turn, session)
@@ -762,7 +769,7 @@ cdef class Engine:
         cdef int fd
         cdef int on = 1
         cdef socklen_t length = sizeof(Address)
-        if self.epfd < 0:
+        if self.turn.closed:
             raise OSError(EBADF, "this engine is closed")
         fd = sock.detach()
         conn = self.enter(fd)
@@ -779,7 +786,7 @@ cdef class Engine:
         cdef int on = 1
         host, port = address
         cdef socklen_t length
-        if client.fd < 0 or client.reset:
+        if client.fd < 0 or client.reset or self.turn.closed:
             return settled(self.turn, None, ClientGone("reset the connection before the dial"))
         fd = -1
         try:
@@ -830,7 +837,9 @@ cdef class Engine:
         pair = self.pairs.prepare(remote.fd, early)
         if not client.counted:
             self.sessions += 1
-        client.counted = False
+        if remote.counted:  # accepted here too, and both are one session from now on
+            self.session_over()
+        client.counted = remote.counted = False
         client.become(&pair.end[0], pair.relay)
         remote.become(&pair.end[1], pair.relay)
         return self.pairs.begin(pair, flow)
@@ -886,6 +895,9 @@ cdef class Engine:
         cdef Conn conn
         if self.epfd < 0:
             return
+        # None that is resumed may go on within this, and make what would be left over.
+        self.turn.closed = True
+        self.turn.under_way = False
         self.stop_listening()
         for index in range(self.table_size):
             if self.table[index] != NULL:
@@ -897,6 +909,8 @@ cdef class Engine:
 
     cdef void end(self) noexcept:
         """Ends the relays, whose porch is in this epoll, before what they use goes."""
+        if self.pid != getpid():
+            return  # a forked child's copy: the sockets are the parent's
         if self.pairs is not None:
             self.pairs.end()
         if self.datagrams is not None:

@@ -226,6 +226,7 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buffer, size_t length)
     int close(int fd)
+    int getpid()
     int pipe2(int *ends, int flags)
 
 cdef extern from "<signal.h>" nogil:

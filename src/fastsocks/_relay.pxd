@@ -202,8 +202,9 @@ cdef struct Relay:
 
 
 cdef inline uint64_t milliseconds(double seconds) noexcept nogil:
-    """Of a limit, where 0 is none and the shortest one must not become none."""
-    return <uint64_t>(seconds * 1000) or <uint64_t>(seconds > 0)
+    """Of a limit, where 0 is none and the shortest one must not become none. The longest
+    is 300 years, as more would not fit."""
+    return <uint64_t>(min(seconds, 1e10) * 1000) or <uint64_t>(seconds > 0)
 
 
 cdef uint64_t monotonic_ms() noexcept nogil

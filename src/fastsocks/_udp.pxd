@@ -185,7 +185,7 @@ cdef struct Udp:
     uint64_t idle_ms
     uint64_t key[2]             # of the hash tables
     UdpStats stats
-    Scratch *scratch            # made when the first datagram comes
+    Scratch *scratch            # made with the first association
 
 
 cdef int udp_open(Relay *relay) noexcept nogil

@@ -754,6 +754,9 @@ cdef void assoc_join(Relay *relay, Assoc *assoc) noexcept nogil:
     cdef Udp *udp = <Udp *>relay.guests
     cdef int failed
     assoc.active_ms = relay.now_ms
+    if not scratch_ready(udp):
+        assoc_end(relay, assoc, KILLED, ENOMEM)
+        return
     socket_ready(assoc.fd[CLIENT])
     assoc_set_timer(udp, assoc)
     failed = watch(relay.epfd, EPOLL_CTL_ADD, assoc.fd[CLIENT], EPOLLIN,
@@ -834,7 +837,7 @@ cdef void on_event(Relay *relay, uint64_t data, uint32_t events) noexcept nogil:
     cdef int leg = <int>(low & 3)
     cdef int error
     cdef socklen_t length = sizeof(error)
-    if load_u32(&assoc.state) != ACTIVE or not scratch_ready(udp):
+    if load_u32(&assoc.state) != ACTIVE:
         return
     if leg == CONTROL:
         watch_over(relay, assoc, events)
@@ -878,7 +881,7 @@ cdef void obey(Relay *relay, UdpCommand *command) noexcept nogil:
         assoc_join(relay, assoc)
     elif command.order == END:
         assoc_end(relay, assoc, KILLED, 0)
-    elif scratch_ready(udp):
+    else:
         settle(relay, assoc, command)
 
 

@@ -8,6 +8,7 @@ cdef class Turn:
 
     cdef resume(self, Visit visit, outcome=*, function=*, context=*)
     cdef report(self, error)
+    cdef blame(self, error, fatal)
 
 
 cdef class Outcome:
@@ -29,6 +30,7 @@ cdef class Visit:
     cdef Outcome waits_for
     cdef object awaited         # by the session, when it became a Task
     cdef readonly object task
+    cdef bint must_cancel       # as soon as it goes on
 
     cpdef step(self)
 

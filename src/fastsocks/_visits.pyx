@@ -29,6 +29,8 @@ cdef class Turn:
         """Takes a visit on, or runs a callback, at once where no Task is running, which is in
         a turn of the front but not in what that turn has resumed; else the loop does it soon."""
         if not self.under_way:
+            if self.closed and self.loop.is_closed():
+                return  # where nobody can be resumed
             if visit is not None:
                 self.loop.call_soon(visit.step)
             else:
@@ -46,6 +48,14 @@ cdef class Turn:
             self.report(error)
         finally:
             self.under_way = not self.closed
+
+    cdef blame(self, error, fatal):
+        """As loops do with what a callback raises: what is to be raised again, once the
+        rest of a batch is done; all else is reported."""
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            return fatal or error
+        self.report(error)
+        return fatal
 
     cdef report(self, error):
         self.loop.call_exception_handler(
@@ -172,8 +182,8 @@ cdef class Visit:
     def cancel(self):
         if self.task is not None:
             self.task.cancel()
-        elif self.waits_for is not None:
-            self.waits_for.cancel()
+        elif self.waits_for is None or not self.waits_for.cancel():
+            self.must_cancel = True
 
     cpdef step(self):
         """To the next wait, or to the end."""
@@ -181,12 +191,16 @@ cdef class Visit:
         cdef PySendResult how
         self.waits_for = None
         try:
-            how = PyIter_Send(self.session, None, &result)
-        except asyncio.CancelledError:
-            return
-        awaited = <object>result
-        Py_DECREF(awaited)
-        if how == PYGEN_RETURN:
+            if self.must_cancel:
+                self.must_cancel = False
+                awaited = self.session.throw(asyncio.CancelledError())
+            else:
+                how = PyIter_Send(self.session, None, &result)
+                awaited = <object>result
+                Py_DECREF(awaited)
+                if how == PYGEN_RETURN:
+                    return
+        except (asyncio.CancelledError, StopIteration):
             return
         if type(awaited) is Outcome:
             self.waits_for = <Outcome>awaited

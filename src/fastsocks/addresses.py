@@ -177,7 +177,9 @@ class Judge:
         reach ``host``. Both are IP literals; IPv6 ones may carry a scope."""
         reading = read(host)
         if reading.family not in self._families:
-            raise RuleDenied(f"{host}: its family is not used", Reply.ADDRESS_NOT_SUPPORTED)
+            raise RuleDenied(
+                f"{host}: its family is not used (--prefer, -b)", Reply.ADDRESS_NOT_SUPPORTED
+            )
         if port in self._ports and not datagram:
             self._refuse_loop(reading, host, port)
         if not reading.ranges:
@@ -217,7 +219,7 @@ class Judge:
             self._names.add(entry)
             return
         try:
-            network = ipaddress.ip_network(entry, strict=False)
+            network = ipaddress.ip_network(entry if "%" not in entry else "", strict=False)
         except ValueError:
             raise ValueError(
                 f"allow {entry}: must be a network such as 10.1.0.0/16,"
@@ -225,6 +227,9 @@ class Judge:
             ) from None
         if network.network_address != ipaddress.ip_interface(entry).ip:
             raise ValueError(f"allow {entry}: begins in the middle of a network: write {network}")
+        mapped = getattr(network.network_address, "ipv4_mapped", None)
+        if mapped is not None and network.prefixlen >= 96:  # it is judged as what it stands for
+            network = ipaddress.IPv4Network((mapped, network.prefixlen - 96))
         self._networks.append(_numbers(network))
 
     def _allows(self, row: Range, packed: bytes) -> bool:

@@ -11,7 +11,10 @@ from typing import NoReturn
 
 from fastsocks.flow import printable
 
-UNKNOWN_FLAG = re.compile(r"--[A-Za-z][A-Za-z-]*|-[A-Za-z]")
+UNKNOWN_FLAG = re.compile(r"--[A-Za-z][A-Za-z-]*|-[A-Za-z0-9]")
+
+# What argparse says of --flag=value, where it ends all the same.
+IGNORED = re.compile(r"ignored explicit argument .*", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +31,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
+        message = IGNORED.sub("takes no value", message)
         self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
     def _plain(self, argv: Sequence[str]) -> Iterator[str]:

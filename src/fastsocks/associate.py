@@ -20,7 +20,9 @@ from fastsocks.addresses import Judge
 from fastsocks.clients import network_of
 from fastsocks.engine import Address, Association, Conn, Engine
 from fastsocks.errors import DialError, ProtocolError, Reply, RuleDenied, SocksError
+from fastsocks.flow import Flow
 from fastsocks.proto import wire
+from fastsocks.quiet import QuietLog
 from fastsocks.resolve import Resolver
 
 # Names of one association that may wait for the resolver at once.
@@ -45,6 +47,7 @@ class Associations:
         address: str | None,
         per_client: int,
         timeout: float,
+        quiet: QuietLog,
     ) -> None:
         self._engine = engine
         self._resolver = resolver
@@ -53,18 +56,19 @@ class Associations:
         self._address = address
         self._per_client = per_client
         self._timeout = timeout
+        self._quiet = quiet
         self._held: collections.Counter[str] = collections.Counter()
 
-    def open(self, client: Conn, client_host: str) -> Opened:
+    def open(self, client: Conn, flow: Flow) -> Opened:
         """Raises DialError (general failure) for one too many or where no port is free,
         OSError for whatever else is wrong with the socket."""
-        holder = network_of(client_host)
+        holder = network_of(flow.client[0])
         if self._held[holder] >= self._per_client:
             raise DialError(
                 f"{holder} has {self._per_client} UDP associations already",
                 Reply.GENERAL_FAILURE,
             )
-        targets = Targets(self._resolver, self._judge, client_host, self._timeout)
+        targets = Targets(self._resolver, self._judge, flow, self._timeout, self._quiet)
         host = client.sockname[0]
         try:
             association = self._engine.open_udp(client, host, self._sources, targets.on_ask)
@@ -97,10 +101,14 @@ class Opened(NamedTuple):
 class Targets:
     """Where the datagrams of one association may go."""
 
-    def __init__(self, resolver: Resolver, judge: Judge, client_host: str, timeout: float) -> None:
+    def __init__(
+        self, resolver: Resolver, judge: Judge, flow: Flow, timeout: float, quiet: QuietLog
+    ) -> None:
         self._resolver = resolver
         self._judge = judge
-        self._client_host = client_host
+        self._flow = flow
+        self._client_host = flow.client[0]
+        self._quiet = quiet
         self._timeout = timeout
         self._names: set[asyncio.Task[None]] = set()
 
@@ -142,10 +150,10 @@ class Targets:
             if host is not None:
                 address, ttl = (host, port), NAME_TTL
         except SocksError as error:
-            log.debug("datagrams of %s: %s", self._client_host, error.reason)
+            self._tell(error)
             address = old  # a name server that is away cuts no flow that stands
         except Exception:
-            log.exception("datagrams of %s: a name could not be judged", self._client_host)
+            log.exception("%s: a name could not be judged", self._flow)
         answer(address, ttl)
 
     async def _resolve(self, name: str, port: int, old: Address | None) -> str | None:
@@ -159,6 +167,9 @@ class Targets:
         try:
             self._judge.judge(self._client_host, host, port, datagram=True)
         except RuleDenied as error:
-            log.debug("datagrams of %s to port %d: %s", self._client_host, port, error.reason)
+            self._tell(error)
             return False
         return True
+
+    def _tell(self, error: SocksError) -> None:
+        self._quiet.info((Targets, type(error), error.reply), "%s: %s", self._flow, error.reason)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -23,23 +24,24 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 from fastsocks import users_file
 from fastsocks.backoff import LONGEST_WAIT, BackOff
 from fastsocks.clients import network_of
+from fastsocks.crew import Crew
 from fastsocks.errors import ConfigError, TooManyLogins
 from fastsocks.passwords import check, cost
 from fastsocks.proto.wire import NO_AUTH, USER_PASSWORD, Credentials
 from fastsocks.quiet import QuietLog
 
 # Checks at once and in all, those that wait included. Each may take 64 MiB and half a
-# second; waiting longer than a handshake may take is waiting for nothing.
-THREADS = 2
+# second; waiting longer than a handshake may take is waiting for nothing. One client's
+# address or network gets half of them at most, and two of the threads (turns.py).
+THREADS = 3
 CHECKS_MAX = 64
-# So many of them for one client's address or network, lest it leaves none to others.
-CHECKS_PER_ADDRESS = 8
+THREAD_IDLE = 10.0  # seconds
 
 # Seconds for which a slow hash is not checked again, for those who open many connections.
 REMEMBERED = 300.0
@@ -100,8 +102,7 @@ class Users:
         self._key = os.urandom(32)
         # keyed hash of a claim -> the answer that those who claim it wait for
         self._checks: dict[bytes, asyncio.Future[bool]] = {}
-        self._checks_of: collections.Counter[str] = collections.Counter()
-        self._pool: ThreadPoolExecutor | None = None
+        self._crew: Crew | None = None
         if path is not None:
             self._take(users_file.read(path))
 
@@ -123,7 +124,8 @@ class Users:
         wait = self._back_off.wait(host)
         if wait is None:
             await self._sleep(LONGEST_WAIT)
-            raise TooManyLogins("too many failed logins from this address")
+            if self._back_off.has(host):  # or a login of the right user has ended it
+                raise TooManyLogins("too many failed logins from this address")
         if wait:
             await self._sleep(wait)
         if self._knows(user, password):
@@ -155,9 +157,9 @@ class Users:
 
     def close(self) -> None:
         """Checks that nobody has begun are given up."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        if self._crew is not None:
+            self._crew.close()
+            self._crew = None
 
     # -- the file ----------------------------------------------------------
 
@@ -170,7 +172,7 @@ class Users:
                 " must be in one place"
             )
         if fresh.open_to_others:
-            log.warning("users %s: anyone may read it; chmod o-r %s", path, path)
+            log.warning("%s", users_file.too_open("users", path, fresh.open_to_others))
         if not fresh.hashes:
             log.warning("users %s: has no users; nobody in it can log in", path)
         self._hashes = fresh.hashes
@@ -217,18 +219,14 @@ class Users:
         token = self._token(user, stored, password)
         answer = self._checks.get(token)
         if answer is None:
-            network = network_of(host)
-            if len(self._checks) >= CHECKS_MAX or self._checks_of[network] >= CHECKS_PER_ADDRESS:
-                raise TooManyLogins("too many logins are being checked")
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fastsocks-auth")
+            if self._crew is None:
+                self._crew = Crew("fastsocks-auth", CHECKS_MAX, THREADS, THREAD_IDLE)
             loop = asyncio.get_running_loop()
-            self._checks[token] = answer = loop.create_future()
-            self._checks_of[network] += 1
-            work = loop.run_in_executor(self._pool, check, stored, password)
-            work.add_done_callback(
-                functools.partial(self._on_checked, answer, token, host, user, stored)
-            )
+            answer = loop.create_future()
+            tell = functools.partial(self._on_checked, answer, token, host, user, stored)
+            if not self._crew.put(network_of(host), Check(loop, stored, password, tell).run):
+                raise TooManyLogins("too many logins are being checked")
+            self._checks[token] = answer
         return answer
 
     def _on_checked(
@@ -238,30 +236,42 @@ class Users:
         host: str,
         user: bytes,
         stored: str,
-        work: asyncio.Future[bool],
+        right: bool,
+        failure: str,
     ) -> None:
         """Whether or not somebody still waits for the answer."""
         del self._checks[token]
-        network = network_of(host)
-        self._checks_of[network] -= 1
-        if not self._checks_of[network]:
-            del self._checks_of[network]
-        if work.cancelled():
-            answer.cancel()
-            return
-        right = False
-        if error := work.exception():
+        if failure:
             # No memory, most likely. The text of a stranger's exception is not told.
-            log.error("a password could not be checked: %s", type(error).__name__)
-        else:
-            # The decoy's password is nobody's, and a file that has changed meanwhile
-            # may have another one for him or none.
-            right = work.result() and self._hashes.get(user) == stored
+            log.error("a password could not be checked: %s", failure)
+        # The decoy's password is nobody's, and a file that has changed meanwhile may have
+        # another one for the user or none.
+        right = right and self._hashes.get(user) == stored
         if right:
             self._proven[user] = (token, self._clock() + REMEMBERED)
         else:
             self._back_off.failed(host, user)
         answer.set_result(right)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One password on its way through a thread."""
+
+    loop: asyncio.AbstractEventLoop
+    stored: str
+    password: bytes
+    tell: Callable[[bool, str], None]
+
+    def run(self) -> None:
+        right, failure = False, ""
+        try:
+            right = check(self.stored, self.password)
+        except Exception as error:
+            failure = type(error).__name__
+        # RuntimeError: the loop is closed, so nobody is left to be told.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.tell, right, failure)
 
 
 def _version(path: str) -> users_file.Version | None:
@@ -337,7 +347,9 @@ class Custom:
                 return False
             # Nothing that is merely true will do: a coroutine nobody awaited is.
             return await answer is True
-        except (Exception, asyncio.CancelledError) as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # or asyncio would log it, text and all
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise  # it is this session that is cancelled, not something of the program's

@@ -50,7 +50,8 @@ class BackOff:
 
     def has(self, host: str) -> bool:
         """Whether the address has failed lately. Nearly free while nobody has."""
-        return bool(self._records) and network_of(host) in self._records
+        record = self._records.get(network_of(host)) if self._records else None
+        return record is not None and self._clock() - record.latest <= WINDOW
 
     def wait(self, host: str) -> float | None:
         """Takes a turn and tells in how many seconds it comes; None when that would

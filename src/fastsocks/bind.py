@@ -63,9 +63,11 @@ class Binder:
         if peers[0] in ANYONE:
             if not self._anyone:
                 raise RuleDenied("BIND without a peer's address (needs --bind-anyone)")
-            address, peers = client.sockname[0], ()
+            here, peers = client.sockname[0], ()
+            address = self._sources.get(family_of(here), here)
         else:
-            allowed = self._judge.choose(client.peer[0], peers, port)
+            # The port is a hint at most; nobody is connected to there.
+            allowed = self._judge.choose(client.peer[0], peers, 0)
             family = family_of(allowed[0])
             peers = tuple(peer for peer in allowed if family_of(peer) == family)
             address = self._sources.get(family, "")

@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 
 from fastsocks import jsocks, passwd
 from fastsocks.config import Config
-from fastsocks.configure import flag_named, to_config
+from fastsocks.configure import flag_named, to_config, warnings_of
 from fastsocks.errors import ConfigError
 from fastsocks.flags import build_parser
-from fastsocks.flow import endpoint
+from fastsocks.flow import endpoint, printable
 from fastsocks.server import Server
 
 log = logging.getLogger("fastsocks")
@@ -63,10 +63,8 @@ def run(argv: Sequence[str]) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
-    if options.jsocks and not config.allows_all:
-        migrated.warnings.append(jsocks.SPECIAL_RANGES)
-    for warning in migrated.warnings:
-        log.warning("%s", warning)
+    for warning in (*migrated.warnings, *warnings_of(options, config)):
+        log.warning("%s", printable(warning))
     raise_descriptor_limit()
     # What is imported by now stays: no collection need look at it again.
     gc.freeze()
@@ -111,7 +109,6 @@ async def serve(config: Config, loop_name: str) -> None:
         stopping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await stopping
-        await server.stop(0)
 
 
 def announce(server: Server, loop_name: str) -> None:

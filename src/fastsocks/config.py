@@ -7,14 +7,13 @@ the command line. It must not know how a setting is used.
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import os
 import resource
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
 from typing import Any
 
 from fastsocks import fields
-from fastsocks.addresses import BOTH_FAMILIES, EVERY_RANGE, Judge
+from fastsocks.addresses import BOTH_FAMILIES, EVERY_RANGE, Judge, is_loopback
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
 from fastsocks.literals import family_of, is_group, is_literal, is_one_host
@@ -78,6 +77,13 @@ class Config:
 
     def __post_init__(self) -> None:
         fields.check(self)
+        # What has been checked is what counts, whatever the caller does with his lists.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, field.name, dict(value))
+            elif isinstance(value, MutableSequence):
+                object.__setattr__(self, field.name, list(value))
         one_of("engine", self.engine, ENGINES)
         one_of("relay", self.relay, RELAYS)
         one_of("prefer", self.prefer, PREFERENCES)
@@ -228,10 +234,11 @@ class Config:
             return
         for text in self.listen:
             host, _ = parse_listener(text)
-            if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+            if not is_loopback(host):
                 raise ConfigError(
                     f"listen {text}: anyone who reaches this address could use the proxy;"
-                    " configure a user or ident ranges, listen on loopback, or say open=True"
+                    " configure a user or ident ranges (other than of everyone), listen on"
+                    " loopback, or say open=True"
                 )
 
 
@@ -243,7 +250,7 @@ def parse_listener(text: str) -> Listener:
     host = host[1:-1] if bracketed else host
     if not (colon and is_port(port)):
         raise ConfigError(f"listen {text}: must be HOST:PORT, with a port from 0 to 65535")
-    if ":" in host and not bracketed:
+    if not bracketed and ":" in host and is_literal(host):
         raise ConfigError(f"listen {text}: an IPv6 address needs brackets, as in [::1]:1080")
     host = "127.0.0.1" if host == "localhost" else host
     if not is_literal(host):
@@ -285,7 +292,16 @@ def default_max_pipes(pipe_size: int) -> int:
     except (OSError, ValueError):
         pages = 0
     half = (pages or 16384) * resource.getpagesize() // 2
-    return max(1, min(64, half // pipe_size))
+    return max(1, min(64, half // min(pipe_size, largest_pipe())))
+
+
+def largest_pipe() -> int:
+    """Octets that the kernel lets a pipe of an unprivileged user have."""
+    try:
+        with open("/proc/sys/fs/pipe-max-size") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return PIPE_SIZE_MAX
 
 
 def default_max_sessions(max_pipes: int) -> int:

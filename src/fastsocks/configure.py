@@ -11,8 +11,10 @@ import contextlib
 import ctypes
 import os
 import re
+import stat
 from typing import Any
 
+from fastsocks import jsocks, users_file
 from fastsocks.config import Config, is_credential, is_port, parse_listener
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
@@ -43,6 +45,20 @@ def to_config(options: argparse.Namespace, migrated: dict[str, Any]) -> Config:
         settings["users"] = {options.user: password}
     settings["listen"] = listeners(options, migrated.get("listen", ["127.0.0.1:1080"]))
     return Config(**settings)
+
+
+def warnings_of(options: argparse.Namespace, config: Config) -> list[str]:
+    """What is no error, but may not be what was meant."""
+    warnings = []
+    if options.jsocks and not config.allows_all:
+        warnings.append(jsocks.SPECIAL_RANGES)
+    if "FASTSOCKS_PASSWORD" in os.environ and not config.login_needed:
+        warnings.append("FASTSOCKS_PASSWORD is set, but without -u USER nobody has to log in")
+    with contextlib.suppress(OSError, TypeError):
+        status = os.stat(options.password_file)
+        if stat.S_ISREG(status.st_mode) and (how := users_file.open_to_others(status)):
+            warnings.append(users_file.too_open("--password-file", options.password_file, how))
+    return warnings
 
 
 def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:

@@ -98,6 +98,13 @@ def build_parser() -> Parser:
     )
     add("--allow-bind", action="store_true", help="offer BIND, in which the proxy listens")
     add(
+        "--no-bind",
+        dest="allow_bind",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="do not offer BIND, which files of --jsocks do",
+    )
+    add(
         "--bind-anyone",
         action="store_true",
         help="let a client that names no peer in BIND have whoever connects",
@@ -272,7 +279,7 @@ def in_range(value: N, text: str, most: int, least: float = 0) -> N:
 
 def whole(text: str, least: int = 0) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {least} on")
     return in_range(int(text[:20]), text, COUNT_MAX, least)
 
 
@@ -281,7 +288,11 @@ def one_or_more(text: str) -> int:
 
 
 def thread_count(text: str) -> int:
-    return (os.cpu_count() or 1) if text == "auto" else in_range(whole(text), text, THREADS_MAX)
+    if text == "auto":
+        return os.cpu_count() or 1
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text}: must be auto or a whole number")
+    return in_range(whole(text), text, THREADS_MAX)
 
 
 def port_range(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
 from fastsocks.engine import Conn, Engine
@@ -22,16 +22,18 @@ from fastsocks.proto.ident import Answer, Outcome
 from fastsocks.ranges import Rule
 from fastsocks.waits import within
 
-# A host without identd, or one whose packet filter swallows the question, would cost
-# each of its connections the whole budget.
+# A host without identd, or one whose packet filter swallows what would connect to it,
+# would cost each of its connections the whole budget.
 KEEP_NO_ANSWER = 10.0  # seconds
 KEEP_LIMIT = 1024  # hosts
 
-# Those that say something about the host, and not about one connection.
 NO_ANSWER = (Outcome.REFUSED, Outcome.TIMEOUT, Outcome.UNREACHABLE)
 
 # Trouble of our own (no descriptor, memory or port is left) says nothing about a host.
-OWN_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
+OWN_TROUBLE = {
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+    *(errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EPERM),
+}
 
 
 class Verdict(NamedTuple):
@@ -138,39 +140,50 @@ class Ident:
         until, silence = self._silent.get(host, (0.0, None))
         if silence is not None and time.monotonic() < until:
             return silence
-        try:
-            answer = await self._exchange(client)
-        except TimeoutError:
-            answer = Answer(Outcome.TIMEOUT)
-        except ConnectionRefusedError:
-            answer = Answer(Outcome.REFUSED)
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            answer = Answer(Outcome.UNREACHABLE, detail=reason)
-            if error.errno in OWN_TROUBLE:
-                return answer
-        if answer.outcome in NO_ANSWER:
-            self._silent.pop(host, None)
-            if len(self._silent) >= KEEP_LIMIT:
-                del self._silent[next(iter(self._silent))]
-            self._silent[host] = time.monotonic() + KEEP_NO_ANSWER, answer
-        return answer
-
-    async def _exchange(self, client: Conn) -> Answer:
-        """From the address that the client connected to: on a host with several, its
-        identd knows of no connection between any others."""
-        (host, client_port), (local_host, local_port) = client.peer, client.sockname
         until = time.monotonic() + self._timeout
-        identd = await self._engine.dial(client, (host, self._port), local_host, self._timeout)
+        try:
+            identd = await self._dial(client)
+        except OSError as error:
+            answer = no_answer(error)
+            if error.errno not in OWN_TROUBLE:
+                self._keep(host, answer)
+            return answer
         try:
             identd.deadline(max(until - time.monotonic(), 0.001))
-            await identd.send(rfc1413.query(client_port, local_port))
-            said = b""
-            while not rfc1413.is_complete(said) and (more := await identd.recv()):
-                said += more
+            return await self._exchange(client, identd)
+        except OSError as error:  # which says something about this connection only
+            return no_answer(error)
         finally:
             identd.close()
+
+    def _keep(self, host: str, answer: Answer) -> None:
+        self._silent.pop(host, None)
+        if len(self._silent) >= KEEP_LIMIT:
+            del self._silent[next(iter(self._silent))]
+        self._silent[host] = time.monotonic() + KEEP_NO_ANSWER, answer
+
+    def _dial(self, client: Conn) -> Awaitable[Conn]:
+        """From the address that the client connected to: on a host with several, its
+        identd knows of no connection between any others."""
+        identd = client.peer[0], self._port
+        return self._engine.dial(client, identd, client.sockname[0], self._timeout)
+
+    async def _exchange(self, client: Conn, identd: Conn) -> Answer:
+        client_port, local_port = client.peer[1], client.sockname[1]
+        await identd.send(rfc1413.query(client_port, local_port))
+        said = b""
+        while not rfc1413.is_complete(said) and (more := await identd.recv()):
+            said += more
         return rfc1413.parse(said, client_port, local_port)
+
+
+def no_answer(error: OSError) -> Answer:
+    if isinstance(error, TimeoutError):
+        return Answer(Outcome.TIMEOUT)
+    if isinstance(error, ConnectionRefusedError):
+        return Answer(Outcome.REFUSED)
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return Answer(Outcome.UNREACHABLE, detail=reason)
 
 
 def describe(answer: Answer) -> str:

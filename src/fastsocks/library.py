@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastsocks import engine as engines
-from fastsocks.engine import End, Engine, Settings
+from fastsocks.config import default_max_pipes
+from fastsocks.engine import Conn, End, Engine, Settings
 
 # One engine for each loop that relays, for as long as it does.
 _engines: dict[asyncio.AbstractEventLoop, Engine] = {}
@@ -43,10 +44,20 @@ async def relay(client: socket.socket, remote: socket.socket) -> Outcome:
     loop = asyncio.get_running_loop()
     engine = _engines.get(loop)
     if engine is None:
-        settings = Settings(idle_timeout=0, half_closed_timeout=0)
+        pipes = default_max_pipes(Settings().pipe_size)
+        settings = Settings(idle_timeout=0, half_closed_timeout=0, max_pipes=pipes)
         engine = _engines[loop] = engines.choose("auto", loop, settings, _on_closed)
     done: asyncio.Future[Outcome] = loop.create_future()
-    handle = engine.relay(engine.adopt(client), engine.adopt(remote), done, b"")
+    adopted: list[Conn] = []
+    try:
+        adopted.append(engine.adopt(client))
+        adopted.append(engine.adopt(remote))
+        handle = engine.relay(adopted[0], adopted[1], done, b"")
+    except BaseException:
+        for conn in adopted:
+            conn.close()
+        _close_unused(loop, engine)
+        raise
     try:
         return await asyncio.shield(done)
     except asyncio.CancelledError:
@@ -78,7 +89,7 @@ def _check(sock: socket.socket) -> None:
     except OSError as error:
         # To macOS a socket that was connected is an invalid one (EINVAL), and poll() tells
         # nothing of it.
-        if error.errno != errno.EINVAL and not was_reset(sock):
+        if error.errno != errno.EINVAL and not (was_reset(sock) or has_ended(sock)):
             raise TypeError(f"relay() takes connected sockets, not {sock!r}") from None
 
 
@@ -87,6 +98,16 @@ def was_reset(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, 0)
     return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Whether it was connected, and FIN has come and gone; of one that never was, nothing
+    can be read."""
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    return True
 
 
 def _on_closed(ended: Sequence[End]) -> None:

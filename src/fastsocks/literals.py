@@ -40,6 +40,11 @@ def is_group(literal: str) -> bool:
     return address.is_multicast or address == BROADCAST
 
 
+def is_link_local(literal: str) -> bool:
+    """Means nothing without its interface, if it is IPv6."""
+    return _unmapped(literal).is_link_local
+
+
 def family_of(literal: str) -> str:
     """``ipv4`` or ``ipv6``."""
     return "ipv6" if ":" in literal else "ipv4"

@@ -234,7 +234,7 @@ class Engine:
             self._resume()
 
     def report(self, end: contract.End) -> None:
-        if not self._ended:
+        if not (self._ended or self.loop.is_closed()):
             self.loop.call_soon(self._report_ended)
         self._ended.append(end)
 
@@ -264,6 +264,9 @@ class Engine:
     def _on_connection(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS):
             if self._is_full():
+                self._quiet.warning(
+                    "full", "all %d sessions are taken: not accepting more", self.sessions
+                )
                 self._pause()
                 return
             try:
@@ -309,6 +312,9 @@ def numeric(host: str, port: int, family: int = 0) -> tuple[int, Any]:
         found = socket.getaddrinfo(
             host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
-    except socket.gaierror:  # an address of the other family, or a scope we do not have
+    except (
+        socket.gaierror,
+        UnicodeError,
+    ):  # an address of the other family, or a scope we do not have
         raise os_error(errno.EAFNOSUPPORT) from None
     return found[0][0], found[0][4]

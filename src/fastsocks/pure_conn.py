@@ -159,6 +159,9 @@ class Conn:
 
     def fail(self, error: Exception) -> None:
         """Raises ``error`` in those who wait."""
+        if self.engine.loop.is_closed():
+            self._waiters = [None, None]  # nobody can be woken there
+            return
         for mode, waiter in enumerate(self._waiters):
             if waiter is not None:
                 self._unwatch(mode)

@@ -74,11 +74,19 @@ class Session:
                 if rounds == BUDGET:
                     rounds = 0
                     await asyncio.sleep(0)
-            sink.sock.shutdown(socket.SHUT_WR)
+            self._finish(sink)
         except OSError as error:
             self._on_broken(culprit, error.errno or 0)
         else:
             self._on_fin(source)
+
+    def _finish(self, sink: Conn) -> None:
+        try:
+            sink.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            # One that had sent FIN before it was given to us, and has got one, is over.
+            if error.errno != errno.ENOTCONN or sink.breakage():
+                raise
 
     async def _deliver(self, way: int, source: Conn, sink: Conn, data: memoryview) -> None:
         while data:

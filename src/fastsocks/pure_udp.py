@@ -191,7 +191,7 @@ class Association:
             return
         try:
             self._on_ask(self, *key, None if old is None else (literal_of(old), old[1]))
-        except Exception:
+        except BaseException:
             self.answer(*key, None, DENIED_FOR)  # nothing may wait for ever
             raise  # to the loop, which reports it
 

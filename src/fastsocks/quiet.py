@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Hashable
 
 INTERVAL = 1.0
 
@@ -14,15 +15,15 @@ class QuietLog:
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        self._kinds: dict[str, tuple[float, int]] = {}
+        self._kinds: dict[Hashable, tuple[float, int]] = {}
 
-    def info(self, kind: str, message: str, *details: object) -> None:
+    def info(self, kind: Hashable, message: str, *details: object) -> None:
         self._log(logging.INFO, kind, message, details)
 
-    def warning(self, kind: str, message: str, *details: object) -> None:
+    def warning(self, kind: Hashable, message: str, *details: object) -> None:
         self._log(logging.WARNING, kind, message, details)
 
-    def _log(self, level: int, kind: str, message: str, details: tuple[object, ...]) -> None:
+    def _log(self, level: int, kind: Hashable, message: str, details: tuple[object, ...]) -> None:
         if self._logger.isEnabledFor(logging.DEBUG):
             self._logger.log(level, message, *details)
             return

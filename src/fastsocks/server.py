@@ -6,6 +6,8 @@ It must not know the protocol; a client's session is session.py's business.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import os
 import socket
@@ -23,6 +25,7 @@ from fastsocks.engine import End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
 from fastsocks.ident import Ident
+from fastsocks.literals import is_link_local, literal_of
 from fastsocks.quiet import QuietLog
 from fastsocks.resolve import Resolver
 from fastsocks.session import Sessions, Stages
@@ -34,6 +37,9 @@ BACKLOG = 4096
 
 # Seconds between two looks at how many sessions are left when stopping.
 STOP_POLL = 0.02
+
+# One browser has as many. Fewer than are wanted should not be noticed by those who wait.
+FEW_SESSIONS = 64
 
 
 class Server:
@@ -80,7 +86,8 @@ class Server:
         listeners = bind_all(config.listeners, waits or settings.needs_keepalive)
         try:
             self.engine = engines.choose(config.engine, loop, settings, self._on_closed)
-            self.addresses = [sock.getsockname()[:2] for sock in listeners]
+            names = [sock.getsockname() for sock in listeners]
+            self.addresses = [(literal_of(name), name[1]) for name in names]
             self._sessions = self._make_sessions(config, self.engine)
             self._loop = loop
             for sock in listeners:
@@ -94,6 +101,12 @@ class Server:
             raise
         for source in config.sources.values():
             warn_of_strange(source)
+        if config.max_sessions is None and settings.max_sessions < FEW_SESSIONS:
+            log.warning(
+                "there are descriptors (ulimit -n) for no more than %d sessions beside %d pipes",
+                settings.max_sessions,
+                settings.max_pipes,
+            )
 
     @property
     def sessions(self) -> int:
@@ -112,28 +125,39 @@ class Server:
 
     async def stop(self, grace: float | None = None) -> None:
         """Stops accepting, gives sessions ``grace`` seconds (default: the
-        configured ones) to finish, and ends those that have not."""
+        configured ones) to finish, and ends those that have not; at once when it is
+        cancelled. Raises RuntimeError on another event loop than start() was called on,
+        unless that is closed."""
         engine = self.engine
         if engine is None:
             return
+        if self._loop is not asyncio.get_running_loop() and not self._loop.is_closed():
+            raise RuntimeError("the server must be stopped on the event loop it was started on")
         # Of this run: the server may have been stopped by somebody else and started again
         # before this returns.
-        sessions, rest = self._sessions, (self._resolver, self._users, self._ident)
+        sessions, rest = self._sessions, (self._ident, self._users, self._resolver)
         if grace is None:
             grace = self.config.grace
         deadline = self._loop.time() + grace
+        # An authenticator may stop its server: that session is not waited for.
+        left = int(sessions.has_current())
+        runs = not self._loop.is_closed()  # where it does not, nothing ends by itself
         engine.stop_listening()
-        # The engine reports ends of sessions, not of refused clients: so it is asked.
-        while engine.sessions and self._loop.time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(STOP_POLL)
         try:
-            await sessions.end_all()
+            # The engine reports ends of sessions, not of refused clients: so it is asked.
+            while runs and engine.sessions > left and self._loop.time() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(STOP_POLL)
         finally:
-            if self.engine is engine:
-                self.engine = None
-            engine.close()
-            for one in rest:
-                one.close()
+            try:
+                if runs:
+                    await sessions.end_all()
+            finally:
+                if self.engine is engine:
+                    self.engine = None
+                with contextlib.ExitStack() as closing:
+                    for one in (*rest, engine):  # the engine first, the others in any case
+                        closing.callback(one.close)
+            await asyncio.sleep(0)  # in which what belonged to them ends
 
     def _make_sessions(self, config: Config, engine: Engine) -> Sessions:
         judge = Judge(config.allow, self.addresses, config.families)
@@ -163,6 +187,7 @@ class Server:
                 config.udp_address,
                 config.udp_per_client,
                 config.connect_timeout,
+                self._quiet,
             )
             if config.udp
             else None,
@@ -185,7 +210,7 @@ def make_users(config: Config, quiet: QuietLog) -> Users | Custom:
     if config.authenticator is not None:
         return Custom(config.authenticator, quiet)
     path = config.users_file
-    return Users(config.users, None if path is None else os.fspath(path))
+    return Users(config.users, None if path is None else os.path.abspath(path))
 
 
 def warn_of_strange(source: str) -> None:
@@ -195,7 +220,7 @@ def warn_of_strange(source: str) -> None:
             probe.bind(socket.getaddrinfo(source, 0, flags=socket.AI_NUMERICHOST)[0][4])
     except OSError as error:
         log.warning(
-            "source %s: %s; no remote of its family can be reached from there",
+            "source address %s (-b): %s; no remote of its family can be reached from there",
             source,
             error.strerror or error,
         )
@@ -218,8 +243,9 @@ def bind_all(listeners: Sequence[Listener], keepalive: bool) -> list[socket.sock
 def bind(host: str, port: int, keepalive: bool, ipv6_only: bool) -> socket.socket:
     """``ipv6_only`` is for [::], whose port is another listener's in IPv4."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = None
     try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # [::]:1080 serves IPv4 clients too, whatever the machine's default.
@@ -232,11 +258,24 @@ def bind(host: str, port: int, keepalive: bool, ipv6_only: bool) -> socket.socke
         sock.bind(address)
         sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
-        # getaddrinfo has numbers of its own, which strerror() does not know.
-        lookup = isinstance(error, socket.gaierror) or not error.errno
-        reason = error.strerror if lookup else os.strerror(error.errno or 0)
-        if isinstance(error, socket.gaierror) and "%" in host:
-            reason = f"there is no interface {host.partition('%')[2]}"
-        raise OSError(error.errno, f"cannot listen on {endpoint(host, port)}: {reason}") from None
+        if sock is not None:
+            sock.close()
+        where = endpoint(host, port)
+        raise OSError(error.errno, f"cannot listen on {where}: {explain(error, host)}") from None
     return sock
+
+
+def explain(error: OSError, host: str) -> str:
+    """Why an address cannot be bound, where the system's own words would not say."""
+    plain, _, scope = host.partition("%")
+    if isinstance(error, socket.gaierror) and scope:
+        try:
+            socket.if_nametoindex(scope)
+        except OSError:
+            return f"there is no interface {scope}"
+        return f"{plain} belongs to no one interface; must be given without %{scope}"
+    if error.errno == errno.EINVAL and not scope and is_link_local(host):
+        return f"must be given with its interface, as in {plain}%eth0"
+    # getaddrinfo has numbers of its own, which strerror() does not know.
+    lookup = isinstance(error, socket.gaierror) or not error.errno
+    return str(error.strerror) if lookup else os.strerror(error.errno or 0)

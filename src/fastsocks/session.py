@@ -38,7 +38,7 @@ from fastsocks.proto.socks4 import Socks4
 from fastsocks.proto.socks5 import Socks5
 from fastsocks.proto.wire import NO_AUTH, Credentials, Request
 from fastsocks.quiet import QuietLog
-from fastsocks.waits import within
+from fastsocks.waits import while_there
 
 MACHINES: dict[int, Callable[[], Machine]] = {4: Socks4, 5: Socks5}
 
@@ -94,6 +94,11 @@ class Sessions:
         visit = self._visits[client] = self._engine.visit(self.run(client))
         visit.begin()
 
+    def has_current(self) -> bool:
+        """Whether what runs now is one of them, or called by one."""
+        me = asyncio.current_task()
+        return any(visit.task is me for visit in self._visits.values())
+
     async def end_all(self) -> None:
         """Ends those that are not relayed yet."""
         # Not the one that asks: an authenticator may stop its server.
@@ -129,7 +134,7 @@ class Sessions:
             await command(client, machine, request, flow)
             log.debug("%s relayed", flow)
         except SocksError as error:
-            self._quiet.info(type(error).__name__, "%s: %s", flow, error.reason)
+            self._quiet.info((type(error), error.reply), "%s: %s", flow, error.reason)
             if machine is not None and error.reply is not None:
                 client.refuse(machine.refusal(error.reply))
         except TimeoutError:
@@ -155,13 +160,14 @@ class Sessions:
                 machine.feed(data)
                 continue
             if isinstance(event, Methods):
-                if self._custom and NO_AUTH in event and await self._admitted(client):
-                    login_needed = False
                 method = choose_method(event, login_needed, self._strict_methods)
+                may_be_admitted = self._custom is not None and NO_AUTH in event
+                if self._ident is not None and (method is not None or may_be_admitted):
+                    await self._identify(self._ident, client, flow, None)
+                if may_be_admitted and await self._admitted(client):
+                    login_needed, method = False, NO_AUTH
                 if method is None:
                     raise ProtocolError("no acceptable authentication method offered")
-                if self._ident is not None:
-                    await self._identify(self._ident, client, flow, None)
                 answer = machine.choose(method)
             else:
                 if login_needed:
@@ -172,29 +178,32 @@ class Sessions:
             if not client.send_now(answer):
                 await client.sent()
         if not machine.has_login:  # SOCKS4, whose user id proves nothing
-            if login_needed and not await self._admitted(client):
-                raise AuthError("SOCKS4 cannot authenticate, and users are configured")
+            refusal = AuthError("SOCKS4 cannot authenticate, and users are configured")
+            if login_needed and self._custom is None:
+                raise refusal
             if self._ident is not None:
                 await self._identify(self._ident, client, flow, event.user)
+            if login_needed and not await self._admitted(client):
+                raise refusal
         return event
 
     async def _admitted(self, client: Conn) -> bool:
         """Whether the embedding program lets the client in as it is."""
         if self._custom is None:
             return False
-        async with within(client.time_left()):
+        async with while_there(client):
             return await self._custom.admits(client.peer)
 
     async def _identify(
         self, ident: Ident, client: Conn, flow: Flow, user_id: bytes | None
     ) -> None:
-        async with within(client.time_left()):
+        async with while_there(client):
             name = await ident.admit(client, user_id)
         if name is not None:
             flow.user = name.strip()
 
     async def _verify(self, client: Conn, claim: Credentials, flow: Flow) -> None:
-        async with within(client.time_left()):
+        async with while_there(client):
             granted = await self._users.verify(flow.client, claim.user, claim.password)
         if not granted:
             user = readable(claim.user[:64])
@@ -217,10 +226,10 @@ class Sessions:
                 raise DialError("connect: nobody listens there", Reply.CONNECTION_REFUSED)
             if not client.send_now(machine.granted(*bound)):
                 await client.sent()
+            self._engine.relay(client, remote, flow, machine.leftover())
         except BaseException:
             remote.close()
             raise
-        self._engine.relay(client, remote, flow, machine.leftover())
 
     async def _bind(
         self, binder: Binder, client: Conn, machine: Machine, request: Request, flow: Flow
@@ -240,10 +249,10 @@ class Sessions:
         try:
             flow.host, flow.port = waiting.peer
             await client.send(machine.granted(*waiting.peer))
+            self._engine.relay(client, remote, flow, machine.leftover() + early)
         except BaseException:
             remote.close()
             raise
-        self._engine.relay(client, remote, flow, machine.leftover() + early)
 
     async def _associate(
         self,
@@ -256,7 +265,7 @@ class Sessions:
         """From then on what comes on this connection means nothing but its end."""
         flow.host, flow.port = "datagrams", 0
         try:
-            datagrams = associations.open(client, flow.client[0])
+            datagrams = associations.open(client, flow)
         except OSError as error:
             raise refused("UDP", error) from None
         try:

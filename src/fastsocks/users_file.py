@@ -36,8 +36,8 @@ class Snapshot(NamedTuple):
 
     hashes: dict[bytes, str]
     version: Version
-    open_to_others: bool
-    """anyone on this machine may read it"""
+    open_to_others: str
+    """what anyone on this machine may do with it: ``r``, ``w``, ``rw`` or nothing"""
 
 
 def read(path: str) -> Snapshot:
@@ -57,7 +57,16 @@ def read(path: str) -> Snapshot:
         except ValueError as error:
             raise _wrong(path, number, str(error)) from None
         hashes[name.encode()] = stored
-    return Snapshot(hashes, version_of(status), bool(status.st_mode & stat.S_IROTH))
+    return Snapshot(hashes, version_of(status), open_to_others(status))
+
+
+def open_to_others(status: os.stat_result) -> str:
+    return "r" * bool(status.st_mode & stat.S_IROTH) + "w" * bool(status.st_mode & stat.S_IWOTH)
+
+
+def too_open(what: str, path: str | None, how: str) -> str:
+    verb = {"r": "read", "w": "change", "rw": "read and change"}[how]
+    return f"{what} {path}: anyone on this machine may {verb} it; chmod o-{how} {path}"
 
 
 def version_of(status: os.stat_result) -> Version:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from fastsocks.engine import Conn
-from fastsocks.errors import ClientGone
+from fastsocks.errors import AuthError, ClientGone
 
 LOOK_INTERVAL = 0.2  # seconds between two looks at a client that is not read
 
@@ -20,14 +20,43 @@ Found = TypeVar("Found")
 
 
 @contextlib.asynccontextmanager
-async def within(seconds: float | None) -> AsyncIterator[None]:
+async def within(seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
     """asyncio.timeout() for what may run in a visit (see engine.Visit), and inside of it a
     Task, which others (an authenticator's libraries) ask for as well. ``seconds`` is None
     for no limit; raises TimeoutError."""
     if asyncio.current_task() is None:
         await asyncio.sleep(0)  # a visit that waits for the loop becomes a Task
-    async with asyncio.timeout(seconds):
-        yield
+    async with asyncio.timeout(seconds) as limit:
+        yield limit
+
+
+@contextlib.asynccontextmanager
+async def while_there(client: Conn) -> AsyncIterator[None]:
+    """For what others decide about a client: no longer than until its deadline, nor than
+    until it resets its connection. Raises AuthError, so that it is told, and ClientGone."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def look() -> None:
+        nonlocal timer
+        if client.was_reset():
+            limit.reschedule(loop.time())
+        else:
+            timer = loop.call_later(LOOK_INTERVAL, look)
+
+    try:
+        async with within(client.time_left()) as limit:
+            timer = loop.call_later(LOOK_INTERVAL, look)
+            yield
+            if client.time_left() == 0:
+                raise TimeoutError  # by somebody who would not be cancelled
+    except TimeoutError:
+        if client.was_reset():
+            raise ClientGone("reset its connection while it was waiting to be let in") from None
+        raise AuthError("not decided within the time of a handshake") from None
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 async def unless_reset(client: Conn, search: Coroutine[Any, Any, Found]) -> Found:

@@ -288,3 +288,27 @@ def test_out_of_descriptors(engine_name, program):
         assert speak(old, b"after") == b"after"
     starved.process.communicate(timeout=PATIENCE)
     assert starved.process.returncode == 0, starved.process.log.read_text()
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("p"), asyncio.CancelledError()], ids=["", "bare"])
+async def test_a_client_whose_introduction_fails_takes_no_others_along(make_engine, failure):
+    """Those that were ready in the same turn, of which nothing more would be heard."""
+    rig = make_engine()
+    introduced = []
+
+    def on_client(conn) -> None:
+        introduced.append(conn)
+        if len(introduced) == 1:
+            raise failure
+
+    rig.loop.set_exception_handler(lambda loop, context: None)
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    rig.engine.listen(listener, on_client)
+    clients = [rig.connect(address) for _ in range(6)]
+    await rig.until(lambda: rig.engine.sessions == 6, "all accepted")
+    for client in clients:
+        client.sock.send(b"x")
+    await rig.until(lambda: len(introduced) == 6, "all introduced")
+    for conn in introduced:
+        conn.close()

@@ -379,3 +379,15 @@ async def test_a_scope_that_does_not_exist_is_an_oserror(make_engine):
         await rig.engine.dial(conn, ("fe80::1%no-such-if", 9), None, 1)
     conn.close()
     await rig.at_rest()
+
+
+@pytest.mark.parametrize("scope", ["99999999999", "\u00b2", "\udc80", "no-such-interface", "0"])
+async def test_scope_that_is_none_is_an_error_and_leaks_nothing(make_engine, scope):
+    rig = make_engine()
+    _client, conn = rig.connected()
+    before = rig.descriptors()
+    for address, source in ((f"fe80::1%{scope}", None), ("::1", f"fe80::1%{scope}")):
+        with pytest.raises(OSError):
+            await rig.engine.dial(conn, (address, 9), source, 10)
+    assert rig.descriptors() == before
+    conn.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 
 import pytest
@@ -246,3 +247,38 @@ async def test_relay_threads(start_engine, payload, engine, threads):
     await rig.until(
         lambda: not started & set(os.listdir("/proc/self/task")), "the relay threads ended"
     )
+
+
+def test_a_forked_child_that_ends_harms_no_session_of_the_native_engine(program):
+    """It has a copy of the engine, whose sockets are not its own. (Of the Python engine it has
+    Tasks as well, which asyncio ends there, with the loop's epoll that both have.)"""
+    process = program("forked", "native")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, process.log.read_text()
+    assert json.loads(out) == {"came": ["last words", ""], "ended": FINISHED}
+
+
+async def test_both_ends_may_have_been_accepted(make_engine):
+    """Then they are one session, not two, and its end leaves none."""
+    rig = make_engine(max_sessions=2)
+    introduced = []
+
+    async def serve(conn) -> None:
+        introduced.append(conn)
+
+    address = rig.listen(serve)
+    for _ in range(3):
+        introduced.clear()
+        fars = [rig.connect(address) for _ in range(2)]
+        for far in fars:
+            await far.send(b"x")
+        await rig.until(lambda: len(introduced) == 2, "both introduced")
+        for conn in introduced:
+            assert await conn.recv() == b"x"
+            conn.deadline(0)
+        rig.engine.relay(*introduced, "flow", b"")
+        for far in fars:
+            far.close()
+        await rig.until(lambda: rig.ends, "the end is told")
+        rig.ends.clear()
+        assert rig.engine.sessions == 0

@@ -237,3 +237,35 @@ async def test_error_of_its_own_is_reported_once(visited):
     another.begin(echo)
     await another.far.send(b"served")
     assert await another.told() == [b"served"]
+
+
+async def test_cancelled_before_it_has_begun(make_engine):
+    visited = Visited(make_engine())
+
+    async def session() -> None:
+        visited.said.append("it runs")
+
+    visit = visited.rig.engine.visit(session())
+    visit.begin()
+    visit.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert visited.said == []
+    visited.conn.close()
+
+
+async def test_cancelled_between_an_end_and_its_notice(visited):
+    """What it waited for is over, but it has not gone on yet."""
+
+    async def stages(visited: Visited) -> None:
+        try:
+            await visited.conn.recv()
+        finally:
+            visited.said.append("was waiting")
+        visited.said.append("went on")
+
+    visited.begin(stages)
+    await asyncio.sleep(0)
+    visited.conn.close()
+    visited.visit.cancel()
+    assert await visited.told() == ["was waiting", "cancelled"]

@@ -153,10 +153,10 @@ async def test_host_that_cannot_be_reached(serve, come, say, monkeypatch, caplog
     """Told apart from one that refuses and from one that is silent."""
     caplog.set_level("INFO")
 
-    async def exchange(self, client):
+    async def dial(self, client):
         raise OSError(number, "in whatever words")
 
-    monkeypatch.setattr(Ident, "_exchange", exchange)
+    monkeypatch.setattr(Ident, "_dial", dial)
     async with serve(ident=["127.0.0.5=alice"]) as server:
         client = await come(server)
         await client.send(say.socks4("127.0.0.1", 80, b"alice"))
@@ -169,9 +169,9 @@ async def test_no_identd_is_remembered(serve, come, refused_port, say, monkeypat
     monkeypatch.setattr(servers, "Ident", functools.partial(Ident, port=refused_port))
     async with serve(ident=["127.0.0.5=alice"]) as server:
         asked = []
-        real = Ident._exchange
+        real = Ident._dial
         monkeypatch.setattr(
-            Ident, "_exchange", lambda self, client: asked.append(1) or real(self, client)
+            Ident, "_dial", lambda self, client: asked.append(1) or real(self, client)
         )
         for _ in range(3):
             client = await come(server)
@@ -199,6 +199,43 @@ async def test_in_no_range(serve, come, identd, say):
         await client.send(say.socks4("127.0.0.1", 80, b"alice"))
         assert await client.to_end() == REJECTED
     assert daemon.queries == []
+
+
+async def test_one_conversation_that_failed_is_not_the_hosts(
+    serve, come, identd, say, echo, monkeypatch
+):
+    """One user of a host could lock the others out by troubling its identd."""
+    await identd(b":USERID:UNIX:alice\r\n")
+    real = Ident._exchange
+    troubles = [ConnectionResetError(errno.ECONNRESET, "reset"), TimeoutError()]
+
+    async def exchange(self, client, connection):
+        if troubles:
+            raise troubles.pop()
+        return await real(self, client, connection)
+
+    monkeypatch.setattr(Ident, "_exchange", exchange)
+    async with serve(ident=["127.0.0.5=alice"]) as server:
+        for _ in range(2):
+            client = await come(server)
+            await client.send(say.socks4("127.0.0.1", echo.port, b"alice"))
+            assert await client.to_end() == NO_IDENTD
+        client = await come(server)
+        assert (await client.connect("127.0.0.1", echo.port))[1] == 0
+
+
+async def test_reset_of_a_client_whose_identd_is_asked_is_noticed(
+    serve, come, identd, say, until, books
+):
+    """Not only when identd has had its time: it would hold its place until then."""
+    daemon = await identd(None)
+    async with serve(ident=["127.0.0.5=alice"], ident_timeout=60, handshake_timeout=60) as server:
+        ledger = books(server)
+        client = await come(server)
+        await client.send(say.no_login)
+        await until(lambda: daemon.queries, "identd is asked")
+        client.reset()
+        assert await ledger.outstanding() == {}
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -355,15 +392,15 @@ async def test_identd_that_comes_back(serve, come, identd, say, echo, refused_po
 async def test_our_own_trouble_is_not_the_hosts(serve, come, identd, say, echo, monkeypatch):
     """A descriptor that we lacked for one connection refuses that one, and no other."""
     await identd(b":USERID:UNIX:alice\r\n")
-    real = Ident._exchange
+    real = Ident._dial
     troubles = [errno.EMFILE, errno.ENOBUFS]
 
-    async def exchange(self, client):
+    async def dial(self, client):
         if troubles:
             raise OSError(troubles.pop(), "no more of it")
         return await real(self, client)
 
-    monkeypatch.setattr(Ident, "_exchange", exchange)
+    monkeypatch.setattr(Ident, "_dial", dial)
     async with serve(ident=["127.0.0.5=alice"]) as server:
         client = await come(server)
         await client.send(say.no_login)

@@ -181,7 +181,7 @@ def test_settings_without_a_keyword(arguments, settings):
 
 async def test_a_source_that_is_not_ours_is_warned_of(serve, caplog):
     async with serve(source="192.0.2.9"):
-        assert "source 192.0.2.9: " in caplog.text
+        assert "source address 192.0.2.9 (-b): " in caplog.text
     caplog.clear()
     async with serve(source="127.0.0.1"):
         assert "source" not in caplog.text

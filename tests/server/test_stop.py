@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import socket
 
 import pytest
 
@@ -130,6 +132,76 @@ async def test_stop_that_others_overtake_leaves_what_they_started(serve, dial, e
         assert await client.echoes()
         await server.stop(0)
         assert refuses(server.addresses[0])
+
+
+async def test_stop_that_is_cancelled_ends_everything(serve, dial, echo, books):
+    """As by a time limit around it: half stopped it would keep what it has for good."""
+    async with serve() as server:
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(server.stop(60), 0.1)
+        with pytest.raises(ConnectionResetError):
+            await client.to_end()
+        assert server.engine is None
+        server.start()
+
+
+async def test_stop_by_an_authenticator_does_not_wait_for_its_own_session(serve, dial, say):
+    async def stop(client, method, credentials):
+        await server.stop(60)
+        return False
+
+    async with serve(authenticator=stop) as server:
+        client = await dial(server)
+        await client.send(b"\x05\x01\x02" + say.login(b"u", b"p"))
+        assert await client.ended()
+
+
+async def test_stop_on_another_loop_is_refused(serve, dial, echo):
+    """There the engine would be closed below the feet of the loop that runs it."""
+    async with serve() as server:
+        with pytest.raises(RuntimeError, match="the event loop it was started on"):
+            await asyncio.to_thread(asyncio.run, server.stop(0))
+        client = await dial(server)
+        await client.connect("127.0.0.1", echo.port)
+        assert await client.echoes()
+
+
+def test_stop_after_the_loop_is_closed(serve, until, descriptors_balance):
+    """By a program that has forgotten it: nothing stays open."""
+    loop = asyncio.new_event_loop()
+
+    async def start():
+        server = serve()
+        server.start()
+        clients = [socket.create_connection(server.addresses[0]) for _ in range(3)]
+        clients[0].send(b"\x05")
+        while server.sessions < 3:
+            await asyncio.sleep(0.01)
+        return server, clients
+
+    server, clients = loop.run_until_complete(start())
+    loop.close()
+    asyncio.run(server.stop(0))
+    for client in clients:
+        client.settimeout(PATIENCE)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(10) == b""
+        client.close()
+    gc.collect()
+
+
+async def test_nothing_of_it_runs_after_stop(serve, dial, echo, say):
+    before = asyncio.all_tasks()
+    async with serve() as server:
+        silent, greeted, relayed = [await dial(server) for _ in range(3)]
+        await greeted.ask(say.no_login, 2)
+        await relayed.connect("127.0.0.1", echo.port)
+    ours = {task for task in asyncio.all_tasks() - before if "fastsocks" in repr(task)}
+    assert not ours
+    for client in (silent, greeted, relayed):
+        client.close()
 
 
 async def test_stop_can_be_cancelled_and_repeated(serve, dial, echo, until):

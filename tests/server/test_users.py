@@ -10,7 +10,8 @@ import threading
 import pytest
 
 from fastsocks import auth, passwords
-from fastsocks.auth import CHECKS_MAX, CHECKS_PER_ADDRESS, REMEMBERED, Users, choose_method
+from fastsocks.auth import CHECKS_MAX, REMEMBERED, Users, choose_method
+from fastsocks.backoff import WINDOW
 from fastsocks.errors import ConfigError, TooManyLogins
 
 HERE, THERE = ("192.0.2.1", 1234), ("198.51.100.1", 1234)
@@ -246,7 +247,7 @@ async def test_one_client_cannot_take_all_the_checks(users, world, address):
     world.go_on.clear()
     tries = [
         asyncio.ensure_future(users.verify((address.format(number), 1), b"alice", b"%d" % number))
-        for number in range(CHECKS_PER_ADDRESS)
+        for number in range(CHECKS_MAX // 2)
     ]
     await asyncio.sleep(0)
     with pytest.raises(TooManyLogins, match="too many"):
@@ -257,7 +258,7 @@ async def test_one_client_cannot_take_all_the_checks(users, world, address):
     world.go_on.set()
     assert await other
     assert not any(await asyncio.gather(*tries))
-    assert not users._checks_of
+    assert not users._checks
 
 
 async def test_a_busy_pool_refuses_and_recovers(users, world):
@@ -286,6 +287,31 @@ async def test_a_hash_that_cannot_be_worked_out_is_a_refusal(users, monkeypatch,
 
 
 # -- back-off ----------------------------------------------------------------
+
+
+async def test_who_came_while_too_many_waited_is_let_in_once_the_user_has_logged_in(
+    users, world, monkeypatch
+):
+    """As the many connections of a browser do, whose user has mistyped before."""
+    for guess in (b"1", b"2", b"3", b"4"):
+        assert not await users.verify(HERE, b"alice", guess)
+    late = asyncio.Event()
+    monkeypatch.setattr(
+        users, "_sleep", lambda seconds: late.wait() if seconds > 1 else world.sleep(seconds)
+    )
+    tries = [asyncio.ensure_future(users.verify(HERE, b"alice", RIGHT)) for _ in range(30)]
+    assert await tries[0]
+    late.set()
+    assert all(await asyncio.gather(*tries))
+
+
+async def test_an_old_failure_is_no_reason_to_wait(users, world):
+    for user in (b"alice", b"bob"):
+        assert not await users.verify(HERE, user, b"wrong")
+    assert not users.check_now(HERE, b"alice", RIGHT)
+    world.now += WINDOW + 1
+    assert await users.verify(HERE, b"alice", RIGHT)
+    assert users.check_now(HERE, b"alice", RIGHT)
 
 
 async def test_only_who_failed_waits(users, world):
@@ -403,7 +429,7 @@ def test_reload_tells_whether_it_worked(users, file, caplog):
 def test_a_file_anyone_may_read_is_told(file, caplog):
     file.chmod(0o644)
     Users({}, str(file))
-    assert "anyone may read it" in caplog.text
+    assert "anyone on this machine may read it" in caplog.text
     assert f"chmod o-r {file}" in caplog.text
 
 

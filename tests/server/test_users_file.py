@@ -127,12 +127,13 @@ def test_a_file_beyond_all_measure(file):
 
 
 @pytest.mark.parametrize(
-    ("mode", "open_to_others"), [(0o600, False), (0o640, False), (0o644, True)]
+    ("mode", "open_to_others"),
+    [(0o600, ""), (0o640, ""), (0o644, "r"), (0o602, "w"), (0o666, "rw")],
 )
-def test_tells_when_anyone_may_read_it(file, one, mode, open_to_others):
+def test_tells_when_anyone_may_read_or_change_it(file, one, mode, open_to_others):
     path = lines(file, f"bob:{one}")
     file.chmod(mode)
-    assert users_file.read(path).open_to_others is open_to_others
+    assert users_file.read(path).open_to_others == open_to_others
 
 
 def test_no_descriptor_stays_open(file, tmp_path, descriptors_balance):

@@ -233,3 +233,21 @@ async def test_random_octets_are_read_as_the_codec_reads_them(make_place):
         assert {why: client.dropped(why) for why in expected} == expected, sent
     assert set(client.asked) == asked
     assert min(expected.values()) > 1000
+
+
+async def test_a_question_that_fails_takes_no_others_along(make_place):
+    """Nor is it asked for ever, whatever was raised."""
+    place = make_place()
+    target = place.target()
+
+    def judge(association, *what):
+        if what[1] == b"n0.example":
+            raise asyncio.CancelledError
+        association.answer(*what, target.address, 0)
+
+    place.rig.loop.set_exception_handler(lambda loop, context: None)
+    client = place.client(on_ask=judge)
+    for number in range(4):
+        client.send(b"%d" % number, (f"n{number}.example", 53))
+    assert [await target.recv() for _ in range(3)] == [b"1", b"2", b"3"]
+    assert await client.drops("denied", 1) == 1

@@ -60,9 +60,16 @@ async def test_a_login_nobody_asked_for_is_not_judged(decided, dial, say):
     assert await client.exactly(4) == b"\x05\x00\x01\x00"
 
 
+class Own(BaseException):
+    """As the outcomes of pytest are."""
+
+
 @pytest.mark.parametrize(
     "answer",
-    [False, None, 1, "yes", ValueError("p4ss"), TimeoutError(), asyncio.CancelledError("p4ss")],
+    [
+        *(False, None, 1, "yes"),
+        *(ValueError("p4ss"), TimeoutError(), asyncio.CancelledError("p4ss"), Own("p4ss")),
+    ],
 )
 async def test_a_program_refuses(decided, dial, say, echo, caplog, answer):
     """Only True lets in; what a program forgot to await or to return does not."""
@@ -115,14 +122,16 @@ async def test_what_the_client_has_used_up_is_not_given_again(
     """Or a slow client and a slow program would have the time of two handshakes."""
     given = []
 
+    within = waits.within
+
     def note(seconds):
         given.append(seconds)
-        return waits.within(seconds)
+        return within(seconds)
 
     async def never(client, method, credentials):
         return False
 
-    monkeypatch.setattr(session, "within", note)
+    monkeypatch.setattr(waits, "within", note)
     async with serve(authenticator=never, handshake_timeout=30) as server:
         client = await dial(server)
         await client.send(methods[:1])
@@ -131,6 +140,58 @@ async def test_what_the_client_has_used_up_is_not_given_again(
         assert await client.to_end() == b"\x05\x02\x01\x01"
     assert given
     assert max(given) < 29.8
+
+
+async def test_a_program_that_will_not_be_cancelled_lets_nobody_in(serve, dial, say, echo):
+    async def stubborn(client, method, credentials):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return True
+
+    async with serve(authenticator=stubborn, handshake_timeout=0.3) as server:
+        client = await dial(server)
+        await client.send(say.socks4("127.0.0.1", echo.port, b"me"))
+        assert await client.to_end() == say.failed4
+        client = await dial(server)
+        await client.send(b"\x05\x01\x02" + say.login(b"alice", WRONG))
+        assert await client.to_end() == b"\x05\x02\x01\x01"
+    assert echo.peers == []
+
+
+async def test_a_program_is_not_asked_about_whom_ident_refuses(serve, dial, say):
+    asked = []
+
+    async def anyone(client, method, credentials):
+        asked.append(method)
+        return True
+
+    async with serve(authenticator=anyone, ident=["10."]) as server:
+        client = await dial(server)
+        await client.send(say.no_login)
+        assert await client.to_end() == b"\x05\xff"
+        client = await dial(server)
+        await client.send(say.socks4("127.0.0.1", 9, b"me"))
+        assert await client.to_end() == say.failed4
+    assert asked == []
+
+
+async def test_a_client_that_resets_a_waiting_login_gives_its_place_back(
+    serve, dial, say, books, until
+):
+    waiting = []
+
+    async def never(client, method, credentials):
+        waiting.append(client)
+        await asyncio.Event().wait()
+
+    async with serve(authenticator=never, handshake_timeout=60) as server:
+        ledger = books(server)
+        client = await dial(server)
+        await client.send(b"\x05\x01\x02" + say.login(b"alice", WRONG))
+        await until(lambda: waiting, "the program is asked")
+        client.reset()
+        assert await ledger.outstanding() == {}
 
 
 async def test_a_client_that_leaves_a_hanging_program(serve, dial, say, books):

@@ -239,6 +239,11 @@ def test_the_line_says_what_would_be_right(refused, flag, allowed):
         (["--allow-bind=yes"], "--allow-bind"),
         (["--bind-anyone", "yes"], "argument without a flag"),
         (["--udp-full-cone=1"], "--udp-full-cone"),
+        (["--open=yes"], "--open: takes no value"),
+        (["-1"], "there is no flag -1"),
+        (["--relay-threads", "AUTO"], "must be auto or a whole number"),
+        (["--listen", "127.0.0.1:1,127.0.0.1:2"], "the host must be an IPv4 or IPv6 address"),
+        (["--allow", "fe80::%lo/64"], "must be a network such as"),
         # What says nothing beside, or without, another.
         (["--bind-anyone"], "--bind-anyone: means nothing without --allow-bind"),
         (["--no-udp", "--udp-ports", "7-9"], "--udp-ports: means nothing with --no-udp"),
