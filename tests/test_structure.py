@@ -58,10 +58,12 @@ PROGRAM = {
 # What the stages stand on.
 HELPERS = [
     *("backoff", "passwords", "users_file", "ranges", "hosts", "literals"),
-    *("clients", "turns", "crew", "waits"),
+    *("clients", "turns", "crew", "waits", "own_ports", "routes"),
 ]
 # Who looks a name up, listens, is given sockets by the caller, or chooses the loop.
-SOCKET_USERS = {"addresses", "bind", "cli", "engine", "hosts", "library", "resolve", "server"}
+SOCKET_USERS = {
+    *("addresses", "bind", "cli", "engine", "hosts", "library", "resolve", "routes", "server"),
+}
 # Modules in C are the native engine, however many it is cut into.
 PYTHON_ENGINE = {"pure", "pure_conn", "pure_idle", "pure_relay", "pure_udp"}
 ENGINES = {*PYTHON_ENGINE, *(path.stem for path in CYTHON if path.suffix == ".pyx")}

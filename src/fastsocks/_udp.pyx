@@ -63,7 +63,15 @@ cdef inline bint same_host(Endpoint *one, Endpoint *other) noexcept nogil:
         return False
     if one.any.sa_family == AF_INET:
         return one.v4.sin_addr.s_addr == other.v4.sin_addr.s_addr
-    return memcmp(&one.v6.sin6_addr, &other.v6.sin6_addr, 16) == 0
+    if memcmp(&one.v6.sin6_addr, &other.v6.sin6_addr, 16) != 0:
+        return False
+    # Of fe80::/10 each link has hosts of its own.
+    return not is_link_local(one) or one.v6.sin6_scope_id == other.v6.sin6_scope_id
+
+
+cdef inline bint is_link_local(Endpoint *endpoint) noexcept nogil:
+    cdef uint8_t *octets = <uint8_t *>&endpoint.v6.sin6_addr
+    return octets[0] == 0xFE and octets[1] & 0xC0 == 0x80
 
 
 cdef inline uint16_t port_of(Endpoint *endpoint) noexcept nogil:

@@ -14,7 +14,6 @@ It must not know SOCKS, names, or how a connection is made.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import functools
 import ipaddress
@@ -25,6 +24,7 @@ from typing import NamedTuple
 
 from fastsocks.errors import Reply, RuleDenied
 from fastsocks.literals import family_of
+from fastsocks.routes import leads_here
 
 BOTH_FAMILIES = frozenset({"ipv4", "ipv6"})
 
@@ -80,7 +80,7 @@ TABLE = (
     Range("203.0.113.0/24", "documentation", "RFC 5737"),
     Range("224.0.0.0/4", "multicast", "RFC 1112", Use.GROUP),
     Range("240.0.0.0/4", "reserved", "RFC 1112 4"),
-    Range("255.255.255.255/32", "broadcast", "RFC 919 7", Use.GROUP),
+    Range("255.255.255.255/32", "broadcast", "RFC 919 7", Use.NEVER),
     # Only 2000::/3 has ever been assigned to hosts; a mesh may well sit in the rest.
     Range("::/3", "reserved", "RFC 4291 2.4"),
     Range("4000::/2", "reserved", "RFC 4291 2.4"),
@@ -123,7 +123,6 @@ ISATAP = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
 
 MAPPED = bytes(10) + b"\xff\xff"
 LOOPBACK = bytes(15) + b"\x01"
-FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
 
 EVERY_RANGE = "all"
 NAMES = sorted({row.name for row in TABLE if row.use in (Use.SPECIAL, Use.GROUP)})
@@ -244,7 +243,7 @@ class Judge:
         """A proxy that connects to itself does so until it is full."""
         for packed in reading.spellings:
             if (packed, port) in self._own or (
-                (len(packed), port) in self._everywhere and is_of_this_machine(packed, port)
+                (len(packed), port) in self._everywhere and leads_here(packed, port)
             ):
                 raise RuleDenied(f"{host} port {port} is this proxy itself")
 
@@ -290,24 +289,6 @@ def packed_address(host: str) -> bytes | None:
         return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
     except (OSError, ValueError):
         return None
-
-
-def is_of_this_machine(packed: bytes, port: int) -> bool:
-    """Asks the routing table, since interfaces come and go: to reach an address of its
-    own, the machine sends from that very address. No packet leaves by this."""
-    family = FAMILIES[len(packed)]
-    host = socket.inet_ntop(family, packed)
-    if is_loopback(host):
-        return True
-    places: list[tuple[str, int] | tuple[str, int, int, int]] = [(host, port)]
-    if packed[0] == 0xFE:  # on which link, its octets do not say
-        places = [(host, port, 0, index) for index, _ in socket.if_nameindex()]
-    for place in places:
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(place)
-            if packed_address(probe.getsockname()[0]) == packed:
-                return True
-    return False
 
 
 def _is_ipv4(packed: bytes) -> bool:

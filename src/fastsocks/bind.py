@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from fastsocks.addresses import Judge
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import ClientGone, DialError, Reply, RuleDenied
-from fastsocks.literals import family_of, literal_of
+from fastsocks.literals import family_of
 from fastsocks.resolve import Resolver
+from fastsocks.routes import source_towards
 from fastsocks.waits import LOOK_INTERVAL, unless_reset
 
 # What a client may send before its peer is there; beyond, it has to wait.
@@ -72,7 +73,7 @@ class Binder:
             peers = tuple(peer for peer in allowed if family_of(peer) == family)
             address = self._sources.get(family, "")
             if not address or address in ANYONE:  # where nobody can connect to
-                address = address_towards(peers[0])
+                address = source_towards(peers[0])
         sock = socket.socket(FAMILIES[family_of(address)], socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -170,16 +171,6 @@ async def keep(client: Conn, early: bytearray) -> None:
     while len(early) >= EARLY_LIMIT and not client.has_left():  # noqa: ASYNC110 -- it is asked
         await asyncio.sleep(LOOK_INTERVAL)
     raise ClientGone("left before its peer came")
-
-
-def address_towards(host: str) -> str:
-    """Of our addresses the one that a packet to ``host`` would carry; none is sent."""
-    family, _, _, _, address = socket.getaddrinfo(
-        host, 1, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-    )[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address)
-        return literal_of(probe.getsockname())
 
 
 def without_scope(host: str) -> str:

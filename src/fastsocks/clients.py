@@ -18,4 +18,6 @@ def network_of(host: str) -> str:
 # Reading an address takes longer than all the rest of a login that is remembered.
 @functools.lru_cache(maxsize=1024)
 def _network_of_ipv6(host: str) -> str:
+    if ipaddress.IPv6Address(host).is_link_local:
+        return host  # one /64 has all hosts of a link
     return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))

@@ -16,7 +16,7 @@ from fastsocks import fields
 from fastsocks.addresses import BOTH_FAMILIES, EVERY_RANGE, Judge, is_loopback
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
-from fastsocks.literals import family_of, is_group, is_literal, is_one_host
+from fastsocks.literals import family_of, is_group, is_literal, is_one_host, unmapped
 from fastsocks.ranges import Rule, parse_rule
 from fastsocks.resolve import is_wanted
 
@@ -173,7 +173,8 @@ class Config:
 
     @property
     def _source_list(self) -> Sequence[str]:
-        return [self.source] if isinstance(self.source, str) else self.source or ()
+        given = [self.source] if isinstance(self.source, str) else self.source or ()
+        return [unmapped(one) if is_literal(one) else one for one in given]
 
     @property
     def sources(self) -> dict[str, str]:

@@ -50,6 +50,11 @@ def family_of(literal: str) -> str:
     return "ipv6" if ":" in literal else "ipv4"
 
 
+def unmapped(literal: str) -> str:
+    """An IPv4-mapped address as the IPv4 address that it stands for."""
+    return str(_unmapped(literal))
+
+
 def _unmapped(literal: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(literal)
     return getattr(address, "ipv4_mapped", None) or address

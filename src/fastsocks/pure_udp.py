@@ -76,7 +76,7 @@ class Association:
         on_ask: contract.OnAsk,
     ) -> None:
         self._engine = engine
-        self._host = client.peer[0].partition("%")[0]  # as datagrams tell it
+        self._host = client.peer[0]
         self._port = 0  # the client's, once it is known
         self._address: Any = None  # both, as the socket wants them
         self._on_ask = on_ask
@@ -86,7 +86,8 @@ class Association:
         self._remotes: dict[int, socket.socket] = {}
         self._control: Conn | None = None
         self._destinations: collections.OrderedDict[Key, Destination] = collections.OrderedDict()
-        self._targets: collections.Counter[tuple[str, int]] = collections.Counter()
+        # Socket address -> the destinations that mean it.
+        self._targets: dict[Any, dict[Key, None]] = {}
         self._held: list[tuple[Key, bytes]] = []
         self._octets = [0, 0]
 
@@ -140,7 +141,7 @@ class Association:
 
     def _on_client(self) -> None:
         for data, sender in datagrams(self._client):
-            if unmapped(sender[0]) != self._host or self._port not in (0, sender[1]):
+            if literal_of(sender) != self._host or self._port not in (0, sender[1]):
                 self._drop("source")
             else:
                 self._pass_up(data, sender)
@@ -198,14 +199,16 @@ class Association:
     def _evict(self) -> None:
         """Drops the least used; one that datagrams wait for stays."""
         key = next(key for key, one in self._destinations.items() if not one.asked)
-        self._forget_target(self._destinations.pop(key))
+        self._forget_target(key)
+        del self._destinations[key]
 
-    def _forget_target(self, destination: Destination) -> None:
+    def _forget_target(self, key: Key) -> None:
+        destination = self._destinations[key]
         if destination.address is not None:
-            target = destination.address[:2]
-            self._targets[target] -= 1
-            if not self._targets[target]:
-                del self._targets[target]
+            keys = self._targets[destination.address]
+            del keys[key]
+            if not keys:
+                del self._targets[destination.address]
             destination.address = None
 
     def _hold(self, key: Key, payload: bytes) -> None:
@@ -226,12 +229,12 @@ class Association:
         destination = self._destinations.get(key)
         if destination is None or not self.is_alive():
             return
-        self._forget_target(destination)
+        self._forget_target(key)
         destination.asked = False
         destination.until = self._engine.loop.time() + ttl if ttl else 0.0
         destination.address = where
         if where is not None:
-            self._targets[where[:2]] += 1
+            self._targets.setdefault(where, {})[key] = None
         held, self._held = self._held, []
         for other, payload in held:
             if other != key:
@@ -269,7 +272,9 @@ class Association:
 
     def _on_remote(self, remote: socket.socket) -> None:
         for payload, sender in datagrams(remote):
-            if sender[:2] not in self._targets and not self._engine.settings.udp_full_cone:
+            if keys := self._targets.get(sender):
+                self._destinations.move_to_end(next(iter(keys)))  # a reply is use as well
+            elif not self._engine.settings.udp_full_cone:
                 self._drop("stranger")
                 continue
             data = udp.header(*sender[:2]) + payload

@@ -25,7 +25,7 @@ from fastsocks.engine import End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
 from fastsocks.ident import Ident
-from fastsocks.literals import is_link_local, literal_of
+from fastsocks.literals import is_link_local, literal_of, unmapped
 from fastsocks.quiet import QuietLog
 from fastsocks.resolve import Resolver
 from fastsocks.session import Sessions, Stages
@@ -184,7 +184,7 @@ class Server:
                 resolver,
                 judge,
                 sources,
-                config.udp_address,
+                config.udp_address and unmapped(config.udp_address),
                 config.udp_per_client,
                 config.connect_timeout,
                 self._quiet,

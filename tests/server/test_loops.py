@@ -7,12 +7,16 @@ import contextlib
 import itertools
 import re
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fastsocks import addresses
+from fastsocks import addresses, routes
 from support.denials import LOCAL, STRANGER, denied
+from support.namespaces import PATIENCE, own_network
+from support.programs import need
 from support.system import said
 
 
@@ -81,7 +85,40 @@ def test_every_address_of_the_machine_is_itself_to_a_wildcard_listener():
     for host in ("198.41.0.4", "2001:4860::1", "fe80::5:6:7:8"):
         packed = addresses.packed_address(host)
         assert packed is not None
-        assert not addresses.is_of_this_machine(packed, 1080)
+        assert not routes.leads_here(packed, 1080)
+
+
+OWN = "198.51.100.4/24 198.51.100.5/24 203.0.113.9/32 2001:db8:1::4/64 2001:db8:1::5/64"
+LOCAL_PREFIX = "2001:db8:2::/64"
+ASK = """
+import sys
+from fastsocks import addresses, routes
+for host in sys.argv[1:]:
+    print(host, routes.leads_here(addresses.packed_address(host), 1080))
+"""
+
+
+def test_addresses_that_the_machine_would_not_send_from_are_its_own_too():
+    """The second of a subnet, and all of a prefix that is local as a whole: through those a
+    client could nest connections of the proxy to itself, or become one from loopback."""
+    ip = need("ip")
+    with own_network() as enter:
+        for command in (
+            *(f"address add {one} dev lo" for one in OWN.split()),
+            f"-6 route add local {LOCAL_PREFIX} dev lo",
+        ):
+            subprocess.run([*enter, ip, *command.split()], check=True, timeout=PATIENCE)
+        own = [*(one.partition("/")[0] for one in OWN.split()), "2001:db8:2::77"]
+        others = ["198.41.0.4", "2001:db8:3::1"]
+        source = str(Path(addresses.__file__).parents[1])
+        told = subprocess.run(
+            [*enter, "env", f"PYTHONPATH={source}", sys.executable, "-c", ASK, *own, *others],
+            check=True,
+            timeout=PATIENCE,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+    assert told == [f"{host} {host in own}" for host in (*own, *others)]
 
 
 # -- through the server ----------------------------------------------------------

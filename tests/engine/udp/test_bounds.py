@@ -138,6 +138,27 @@ async def test_a_client_that_sends_everywhere(make_place):
     assert len(client.asked) == count + 1
 
 
+async def test_who_answers_is_not_forgotten(make_place):
+    """Though nothing is sent there any more, as by a client that listens to a stream."""
+    place = make_place()
+    stream, others = place.target(), place.target()
+
+    def judge(association, atyp, raw, port):
+        where = stream.address if raw == b"stream.example" else others.address
+        association.answer(atyp, raw, port, where, 0)
+
+    client = place.client(on_ask=judge)
+    client.send(b"begin", ("stream.example", 53))
+    _, outside = await stream.recvfrom()
+    for number in range(1100):
+        client.send(b"%d" % number, (f"n{number}.example", 53))
+        assert await others.recv() == b"%d" % number
+        if number % 100 == 0:
+            stream.sock.sendto(b"%d" % number, outside)
+            assert (await client.recv()).endswith(b"%d" % number)
+    assert client.dropped("stranger") == 0
+
+
 async def test_a_forgotten_destination_is_a_stranger(make_place):
     place = make_place()
     client, first = place.client(), place.target()

@@ -21,8 +21,8 @@ LINK_LOCAL = """
 import subprocess
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 subprocess.run(["ip", "-6", "addr", "add", "fe80::7/64", "dev", "lo"], check=True)
-from fastsocks.bind import address_towards
-print(address_towards("fe80::7%lo"))
+from fastsocks.routes import source_towards
+print(source_towards("fe80::7%lo"))
 """
 
 # -- the two replies -------------------------------------------------------------

@@ -194,7 +194,7 @@ async def test_nothing_can_listen(server, dial, say, monkeypatch, books):
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(binding, "address_towards", fail)
+        patch.setattr(binding, "source_towards", fail)
         client = await dial(server)
         assert await client.ask(say.no_login, 2) == GREETED
         await client.send(say.socks5("127.0.0.1", 1, command=2))

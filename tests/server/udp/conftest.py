@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+
 import pytest
 
 from support.udp import Association, Datagrams, asked
@@ -33,3 +36,20 @@ def associated(dial, datagrams, say):
         return Association(say, control, own, reply)
 
     return make
+
+
+@pytest.fixture
+def free_ports():
+    """``free_ports(count)``: the first and the last of so many in a row that are free for UDP."""
+
+    def find(count):
+        for first in range(20_000, 21_000, count):  # the kernel gives out those from 32,768 on
+            with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+                for port in range(first, first + count):
+                    held.enter_context(socket.socket(type=socket.SOCK_DGRAM)).bind(
+                        ("127.0.0.1", port)
+                    )
+                return first, first + count - 1
+        raise AssertionError("no free ports")
+
+    return find

@@ -98,7 +98,7 @@ async def test_name_that_is_answered_after_the_end(
 def soon_old(monkeypatch):
     """What is known of a name is asked for again almost at once."""
     monkeypatch.setattr(associate, "NAME_TTL", 0.05)
-    monkeypatch.setattr(associate, "FAILED_NAME_TTL", 0.05)
+    monkeypatch.setattr(associate, "DENIED_TTL", 0.05)
     monkeypatch.setattr(resolve, "REMEMBER_FOUND", 0.0)
     monkeypatch.setattr(resolve, "REMEMBER_FAILED", 0.0)
 
@@ -170,6 +170,43 @@ async def test_answer_that_moves_a_flow(server, associated, datagrams, names, so
         return not elsewhere.is_silent()
 
     await until(has_moved, "the new address is used")
+
+
+# -- associations of others --------------------------------------------------------
+
+
+async def test_another_clients_association_is_no_destination(server, associated, datagrams, caplog):
+    """What comes there from the proxy has the address of a client on its machine, and would be
+    relayed as if that one had sent it."""
+    caplog.set_level("INFO")
+    victim, hostile = await associated(server), await associated(server)
+    target = datagrams()
+    nested = b"\x00\x00\x00\x01\x7f\x00\x00\x01" + target.name[1].to_bytes(2) + b"forged"
+    for host in (victim.place[0], "localhost", "::ffff:127.0.0.1"):
+        hostile.send(host, victim.place[1], nested)
+    assert await hostile.reaches(datagrams())
+    assert await victim.reaches(target)
+    assert "is an association of this proxy" in caplog.text
+    assert target.is_silent()
+
+
+async def test_nor_is_one_that_began_after_it_was_allowed(serve, associated, datagrams, free_ports):
+    first, last = free_ports(2)
+    async with serve(udp_ports=(first, last)) as server:
+        hostile = await associated(server)
+        (other,) = {first, last} - {hostile.place[1]}
+        taken = datagrams("127.0.0.1", other)
+        assert await hostile.reaches(taken)
+        taken.sock.close()
+        victim = await associated(server)
+        assert victim.place[1] == other
+        target = datagrams()
+        nested = b"\x00\x00\x00\x01\x7f\x00\x00\x01" + target.name[1].to_bytes(2) + b"forged"
+        hostile.send("127.0.0.1", other, nested)
+        assert await hostile.reaches(datagrams())
+        assert await victim.reaches(target)
+        assert target.is_silent()
+        assert server.engine.counters()["udp_dropped_denied"] == 1
 
 
 # -- where they may go -----------------------------------------------------------

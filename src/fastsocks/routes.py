@@ -1,0 +1,79 @@
+"""What the kernel says of the way to an address. No packet leaves by any of it.
+
+It must not know what an address means, nor who may reach it: addresses.py judges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+
+from fastsocks.literals import literal_of
+
+FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
+
+# rtnetlink(7): a request of one message, and where an answer says what kind of route it is.
+NETLINK_ROUTE = 0
+NEW_ROUTE, GET_ROUTE, REQUEST = 24, 26, 1
+HEADER, ROUTE, DESTINATION = struct.Struct("=IHHII"), struct.Struct("=8BI"), struct.Struct("=HH")
+DESTINATION_KIND = 1
+KIND_AT = HEADER.size + 7
+LOCAL, ANYCAST = 2, 4
+
+
+def leads_here(packed: bytes, port: int) -> bool:
+    """Whether a packet to this address, in octets, would come to this machine itself.
+
+    The routing table is asked, since interfaces come and go, and have prefixes that are
+    local as a whole (RFC 4291 subnet-router anycast, Linux' AnyIP). Elsewhere than on Linux,
+    and for addresses of a link, it is whether we would send from that very address, which
+    is not so for each of several in one subnet.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        if route_kind(packed) in (LOCAL, ANYCAST):
+            return True
+    family = FAMILIES[len(packed)]
+    host = socket.inet_ntop(family, packed)
+    places: list[tuple[str, int] | tuple[str, int, int, int]] = [(host, port)]
+    if packed[0] == 0xFE:  # on which link, its octets do not say
+        places = [(host, port, 0, index) for index, _ in socket.if_nameindex()]
+    for place in places:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)
+            if socket.inet_pton(family, probe.getsockname()[0].partition("%")[0]) == packed:
+                return True
+    return False
+
+
+def route_kind(packed: bytes) -> int:
+    """As rtnetlink numbers them; 0 for no route. Raises OSError where that cannot be asked,
+    AttributeError where there is no such thing."""
+    route = ROUTE.pack(FAMILIES[len(packed)], 8 * len(packed), 0, 0, 0, 0, 0, 0, 0)
+    attribute = DESTINATION.pack(DESTINATION.size + len(packed), DESTINATION_KIND) + packed
+    size = HEADER.size + len(route) + len(attribute)
+    request = HEADER.pack(size, GET_ROUTE, REQUEST, 1, 0) + route + attribute
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as kernel:
+        kernel.sendto(request, (0, 0))
+        answer = kernel.recv(4096, socket.MSG_DONTWAIT)  # it is there already
+    return answer[KIND_AT] if HEADER.unpack_from(answer)[1] == NEW_ROUTE else 0
+
+
+def source_towards(host: str, port: int = 1) -> str:
+    """Of our addresses the one that a packet to an IP literal would carry. Raises OSError
+    where there is no way to it."""
+    family, _, _, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+    )[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        return literal_of(probe.getsockname())
+
+
+def exists(host: str, port: int) -> bool:
+    """Whether there is any way to an IP literal."""
+    try:
+        source_towards(host, port)
+    except OSError:
+        return False
+    return True
