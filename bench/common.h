@@ -108,7 +108,8 @@ enum { MAX_SETTINGS = 40 };
 
 static void set_host(const struct setting *setting, const char *text) {
     struct in_addr parsed;
-    if (inet_pton(AF_INET, text, &parsed) != 1) die("--%s %s: no IPv4 address", setting->name, text);
+    if (inet_pton(AF_INET, text, &parsed) != 1)
+        die("--%s %s: no IPv4 address", setting->name, text);
     *setting->host = ntohl(parsed.s_addr);
 }
 

@@ -21,9 +21,9 @@
  *         (SOCKS5, the target by name), password (SOCKS5, user "bench", password "bench"). Without
  *         it the ports are connected to as they are. --fetch has K sessions in flight, each of
  *         which asks for B bytes and is over when it has them. --target is where sessions go if not
- *         to the origin itself: to a relay's ports. Prints "begin" and "end" around what is counted, then the figures as one JSON
- *         object. With --idle alone it prints "ready" when all sessions stand and holds them until stdin
- *         closes, --seconds at most.
+ *         to the origin itself: to a relay's ports. Prints "begin" and "end" around what is
+ *         counted, then the figures as one JSON object. With --idle alone it prints "ready" when
+ *         all sessions stand and holds them until stdin closes, --seconds at most.
  *
  * A session's steps: CONNECTING -> GREETED (methods sent) [-> NAMED (user and password sent)] ->
  * ASKED (CONNECT sent) -> OPEN; any of them -> FAILED, which is counted by cause and tried again a
@@ -351,7 +351,8 @@ static void start(struct session *s) {
         return;
     }
     struct sockaddr_in local = address(option.source_host + s->number % SOURCES, 0);
-    struct sockaddr_in peer = option.socks ? address(option.proxy_host, option.socks) : target_of(s);
+    struct sockaddr_in peer =
+        option.socks ? address(option.proxy_host, option.socks) : target_of(s);
     /* Lets connect() choose the port, by both addresses; bind() would want one that is free for any
      * peer. */
     setsockopt(s->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));

@@ -16,8 +16,8 @@
  * --rr: each association keeps W datagrams of B bytes on their way; the origin mirrors them, and
  * each that comes back is sent anew. They leave by sendmmsg as W datagrams, as from W small
  * programs, or with --merged by UDP_SEGMENT as one run; whatever the proxy merges, the other ends
- * take and return merged. A datagram not back
- * after LOST_AFTER counts as lost, and its place is taken by a new one.
+ * take and return merged. A datagram not back after LOST_AFTER counts as lost, and its place is
+ * taken by a new one.
  *
  * --up, --down: one way, as QUIC does it: the receiver says through the proxy how far it has come,
  * and the sender keeps at most W datagrams beyond that. So the rate is the proxy's own, not that of
@@ -149,8 +149,8 @@ static int datagrams_in(int message) {
     return size ? (length + size - 1) / size : 0;
 }
 
-/* Adds UDP_SEGMENT to a message: the kernel cuts it into datagrams of that size, as late as it can.
- */
+/* Adds UDP_SEGMENT to a message, which the kernel cuts into datagrams of that size as late as it
+ * can. */
 static void segment(struct msghdr *message, void *control, size_t control_size, uint16_t size) {
     message->msg_control = control;
     message->msg_controllen = control_size;

@@ -8,9 +8,8 @@ from typing import Any
 
 ITSELF = "itself in "
 
-Outcome = dict[
-    str, Any
-]  # {"main": figures, "beside": figures, "alone": figures, "cpu": seconds, ...} of one run
+# Of one run: {"main": figures, "beside": figures, "alone": figures, "cpu": seconds, ...}.
+Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
