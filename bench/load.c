@@ -320,7 +320,7 @@ static void drop(struct session *s, enum step next) {
     s->step = next;
 }
 
-static void close_by_reset(struct session *s) {
+static void reset_on_close(struct session *s) {
     setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
 }
 
@@ -438,7 +438,7 @@ static void turn_idle(struct session *s) {
 static void turn_conn(struct session *s) {
     if (!push_message(s, 1) || !pull_message(s, 1)) return;
     note(&groups[CONN].latency, clock_ns() - s->began);
-    if (option.rst) close_by_reset(s);
+    if (option.rst) reset_on_close(s);
     drop(s, UNUSED);
     start(s);
 }
@@ -458,7 +458,7 @@ static void turn_fetch(struct session *s) {
         s->got += (uint32_t)got;
     }
     note(&groups[FETCH].latency, clock_ns() - s->began);
-    if (option.rst) close_by_reset(s);
+    if (option.rst) reset_on_close(s);
     drop(s, UNUSED);
     start(s);
 }
@@ -631,7 +631,7 @@ static void make_noise(struct session *s) {
         groups[GARBAGE].open++;
         return;
     }
-    if (manner == LEAVE_BY_RST) close_by_reset(s);
+    if (manner == LEAVE_BY_RST) reset_on_close(s);
     garbage.left++;
     drop(s, UNUSED);
 }
