@@ -201,8 +201,9 @@ static int send_singly(int fd, char *first, int count, int size, struct sockaddr
     return sent;
 }
 
-static int send_all(int fd, char *first, int count, int size, struct sockaddr_in *peer) {
-    return (option.plain ? send_singly : send_run)(fd, first, count, size, peer);
+static int send_all(int fd, char *first, int count, int size, struct sockaddr_in *peer,
+                    bool plain) {
+    return (plain ? send_singly : send_run)(fd, first, count, size, peer);
 }
 
 static void label_run(char *first, int count, int size, int offset, struct label label) {
@@ -296,8 +297,7 @@ static void serve_source(int fd) {
         if (end <= flow->next || end - flow->next > MAX_WINDOW) continue;
         int count = (int)(end - flow->next), size = (int)request.bytes;
         label_run(run, count, size, 0, (struct label){number, 0, flow->next});
-        option.plain = (int)request.plain;
-        flow->next += (uint64_t)send_all(fd, run, count, size, &in.peers[i]);
+        flow->next += (uint64_t)send_all(fd, run, count, size, &in.peers[i], request.plain);
     }
 }
 
@@ -471,7 +471,7 @@ static void send_on(struct association *a) {
     if (count <= 0) return;
     label_run(run, count, wire_size, header_size,
               (struct label){a->number, step_of(option.window), a->next});
-    int sent = send_all(a->fd, run, count, wire_size, NULL);
+    int sent = send_all(a->fd, run, count, wire_size, NULL, option.plain);
     a->next += (uint64_t)sent;
     seen.sent += (uint64_t)sent;
 }
