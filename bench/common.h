@@ -26,7 +26,7 @@ static void die(const char *format, ...) __attribute__((format(printf, 1, 2), no
 static void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "load: ");
+    fprintf(stderr, "%s: ", program_invocation_short_name);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);

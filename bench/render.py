@@ -112,7 +112,8 @@ def _table(workload: Workload, found: Record) -> Iterable[str]:
 
 
 def _why(system: Record) -> str:
-    return str(system["given_up"]).removeprefix("load: ")
+    """Without the name of the load generator that said it."""
+    return str(system["given_up"]).removeprefix("load: ").removeprefix("udp: ")
 
 
 def _cell(metric: Metric, figures: Record, reference: Record) -> str:
