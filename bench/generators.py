@@ -7,6 +7,8 @@ import subprocess
 
 from system import BUILD, HERE
 
+PROGRAMS = {"load": ("load.c", "common.c"), "udp": ("udp.c", "common.c")}
+
 
 def generator(name: str) -> str:
     return str(BUILD / name)
@@ -14,12 +16,12 @@ def generator(name: str) -> str:
 
 def compile_generators() -> None:
     BUILD.mkdir(exist_ok=True)
-    for name in ("load", "udp"):
-        sources = [HERE / f"{name}.c", HERE / "common.h"]
+    newest = max(path.stat().st_mtime for path in HERE.glob("*.[ch]"))
+    for name, sources in PROGRAMS.items():
         built = BUILD / name
-        if built.exists() and built.stat().st_mtime > max(s.stat().st_mtime for s in sources):
+        if built.exists() and built.stat().st_mtime > newest:
             continue
         compiler = os.environ.get("CC", "gcc")
-        subprocess.run(
-            [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-o", built, sources[0]], check=True
-        )
+        flags = ("-std=c11", "-O2", "-Wall", "-Wextra")
+        paths = [HERE / source for source in sources]
+        subprocess.run([compiler, *flags, "-o", built, *paths], check=True)

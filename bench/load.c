@@ -32,7 +32,6 @@
 #define _GNU_SOURCE
 #include "common.h"
 #include <poll.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <unistd.h>
@@ -45,38 +44,19 @@ enum {
     MAX_MESSAGE = 16 * 1024, /* fits a loopback socket's buffer: the echo never holds back */
 };
 
-/* One address pair has some 55,000 ports, and each short connection blocks one for a minute: both
- * legs spread. */
-enum { TARGETS = 16, SOURCES = 32 };
-
 static struct {
-    uint32_t proxy_host;  /* 127.0.0.1 */
-    uint32_t source_host; /* 127.0.1.1 and on */
-    uint32_t origin_host; /* 127.0.2.1 and on */
     uint32_t target_host; /* where it is not the origin */
-    int socks, source, sink, echo, object, count;
+    int source, sink, echo, object, count;
     int bytes, size, rst, garbage_rate;
-    double seconds, warmup;
     const char *as;
 } option = {
-    .proxy_host = 0x7f000001,
-    .source_host = 0x7f000101,
-    .origin_host = 0x7f000201,
     .bytes = 64,
     .size = 1024,
-    .seconds = 3,
-    .warmup = 0.5,
     .as = "5",
 };
 
-static int poller;
 static int bulk_file;
 static char scratch[MAX_MESSAGE];
-
-static void watch(int operation, int fd, uint32_t events, uint64_t data) {
-    struct epoll_event event = {.events = events, .data.u64 = data};
-    if (epoll_ctl(poller, operation, fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
-}
 
 static ssize_t send_bulk(int fd, size_t most) {
     return sendfile(fd, bulk_file, &(off_t){0}, most < CHUNK ? most : CHUNK);
@@ -86,14 +66,9 @@ static ssize_t swallow(int fd) {
     return recv(fd, NULL, CHUNK, MSG_TRUNC);
 }
 
-static void prepare(void) {
-    raise_descriptor_limit(MAX_FDS);
-    signal(SIGPIPE, SIG_IGN);
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    poller = epoll_create1(EPOLL_CLOEXEC);
+static void prepare_bulk(void) {
     bulk_file = memfd_create("bulk", MFD_CLOEXEC);
-    if (poller < 0 || bulk_file < 0 || ftruncate(bulk_file, CHUNK) < 0)
-        die("setup: %s", strerror(errno));
+    if (bulk_file < 0 || ftruncate(bulk_file, CHUNK) < 0) die("setup: %s", strerror(errno));
     /* Holes would be allocated at every read; written once, the pages stay. */
     for (int at = 0; at < CHUNK; at += MAX_MESSAGE)
         if (pwrite(bulk_file, scratch, MAX_MESSAGE, at) < 0) die("memfd: %s", strerror(errno));
@@ -198,7 +173,7 @@ static void run_origin(void) {
     for (size_t i = 0; i < COUNT(roles); i++) {
         int port = 0;
         for (uint32_t n = 0; n < TARGETS; n++) {
-            int fd = listen_on(option.origin_host + n, port);
+            int fd = listen_on(common.origin_host + n, port);
             port = port_of(fd);
             role_of[fd] = &roles[i];
             listening[fd] = true;
@@ -350,9 +325,9 @@ static void start(struct session *s) {
         fail_by_errno(s);
         return;
     }
-    struct sockaddr_in local = address(option.source_host + s->number % SOURCES, 0);
+    struct sockaddr_in local = address(common.source_host + s->number % SOURCES, 0);
     struct sockaddr_in peer =
-        option.socks ? address(option.proxy_host, option.socks) : target_of(s);
+        common.socks ? address(common.proxy_host, common.socks) : target_of(s);
     /* Lets connect() choose the port, by both addresses; bind() would want one that is free for any
      * peer. */
     setsockopt(s->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int));
@@ -556,8 +531,8 @@ static bool ask(struct session *s) {
 
 static void greet(struct session *s) {
     /* Sending nothing asks whether the connection stands. */
-    if (!option.socks && say(s, "", 0)) opened(s);
-    if (!option.socks) return;
+    if (!common.socks && say(s, "", 0)) opened(s);
+    if (!common.socks) return;
     if (dialect->socks4) ask(s);
     else if (say(s, dialect->password ? "\5\1\2" : "\5\1\0", 3)) s->step = GREETED;
 }
@@ -726,7 +701,7 @@ static bool open_all(void) {
 static uint64_t count_arrived(void) {
     static int fd = -1;
     uint64_t total = 0;
-    struct sockaddr_in peer = address(option.origin_host, option.count);
+    struct sockaddr_in peer = address(common.origin_host, option.count);
     if (fd < 0) {
         fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         if (connect(fd, (struct sockaddr *)&peer, sizeof peer) < 0)
@@ -814,7 +789,7 @@ static int run_client(void) {
     if (groups[IDLE].wanted && groups[IDLE].wanted == session_count) {
         printf("ready\n");
         struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
-        poll(&input, 1, (int)(option.seconds * 1000));
+        poll(&input, 1, (int)(common.seconds * 1000));
         printf("{\"lost\": %d, ", count_lost());
         print_groups(0);
         print_rest();
@@ -822,9 +797,9 @@ static int run_client(void) {
     }
 
     scanning_since = clock_ns();
-    run_for(option.warmup);
+    run_for(common.warmup);
     printf("begin\n");
-    double seconds = run_for(option.seconds);
+    double seconds = run_for(common.seconds);
     printf("end\n{");
     print_groups(seconds);
     print_rest();
@@ -832,11 +807,7 @@ static int run_client(void) {
 }
 
 static const struct setting settings[] = {
-    {.name = "proxy", .has_arg = required_argument, .host = &option.proxy_host},
-    {.name = "from", .has_arg = required_argument, .host = &option.source_host},
-    {.name = "origin", .has_arg = required_argument, .host = &option.origin_host},
     {.name = "target", .has_arg = required_argument, .host = &option.target_host},
-    {.name = "socks", .has_arg = required_argument, .integer = &option.socks},
     {.name = "source", .has_arg = required_argument, .integer = &option.source},
     {.name = "sink", .has_arg = required_argument, .integer = &option.sink},
     {.name = "echo", .has_arg = required_argument, .integer = &option.echo},
@@ -853,29 +824,23 @@ static const struct setting settings[] = {
     {.name = "size", .has_arg = required_argument, .integer = &option.size},
     {.name = "rst", .has_arg = no_argument, .integer = &option.rst},
     {.name = "as", .has_arg = required_argument, .text = &option.as},
-    {.name = "seconds", .has_arg = required_argument, .real = &option.seconds},
-    {.name = "warmup", .has_arg = required_argument, .real = &option.warmup},
 };
 
-static void parse(int argc, char **argv) {
-    parse_settings(argc, argv, settings, COUNT(settings));
+static void check_options(void) {
     if (option.bytes < 1 || option.bytes > MAX_MESSAGE)
         die("--bytes is between 1 and %d", MAX_MESSAGE);
     if (option.size < 1 || option.size > MAX_SIZE) die("--size is between 1 and %d", MAX_SIZE);
-    if (option.seconds > 600 || option.warmup > 600) die("ten minutes is the most");
-    if (!option.target_host) option.target_host = option.origin_host;
+    if (!option.target_host) option.target_host = common.origin_host;
     for (size_t i = 0; i < COUNT(dialects); i++)
         if (!strcmp(option.as, dialects[i].name)) dialect = &dialects[i];
     if (!dialect) die("--as %s: it is 4, 4a, 5, name or password", option.as);
 }
 
 int main(int argc, char **argv) {
-    const char *end = argc > 1 ? argv[1] : "";
-    bool client = !strcmp(end, "client");
-    if (!client && strcmp(end, "origin"))
-        die("usage: load origin | load client OPTIONS (see the head of load.c)");
-    parse(argc - 1, argv + 1);
-    prepare();
+    bool client = parse_command(argc, argv, settings, COUNT(settings));
+    check_options();
+    prepare(MAX_FDS);
+    prepare_bulk();
     if (client) return run_client();
     run_origin();
     return 0;

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 import namespace
 from processes import GUARD, Unmeasured
 
-# As load.c and udp.c spread over them.
+# As in common.h: the load generators spread over them.
 SOURCES, TARGETS = 32, 16
 
 

@@ -28,10 +28,10 @@
 #include "common.h"
 #include <fcntl.h>
 #include <netinet/udp.h>
-#include <signal.h>
 #include <unistd.h>
 
 enum {
+    MAX_FDS = 4096,
     MAX_ASSOCIATIONS = 256,
     MAX_WINDOW = 1024,
     MAX_BYTES = 9000,
@@ -55,22 +55,13 @@ struct label {
 };
 
 static struct {
-    uint32_t host, proxy, source;
-    int socks, echo_port, sink_port, source_port;
+    int echo_port, sink_port, source_port;
     int rr, up, down;
     int bytes, window, plain, merged;
-    double seconds, warmup;
 } option = {
-    .host = 0x7f000201,   /* 127.0.2.1 */
-    .proxy = 0x7f000001,  /* 127.0.0.1 */
-    .source = 0x7f000101, /* 127.0.1.1 and on */
     .bytes = 64,
     .window = 16,
-    .seconds = 3,
-    .warmup = 0.5,
 };
-
-static int poller;
 
 static int open_socket(uint32_t host, bool merge) {
     struct sockaddr_in local = address(host, 0);
@@ -83,11 +74,6 @@ static int open_socket(uint32_t host, bool merge) {
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){BUFFER}, sizeof(int));
     if (merge) setsockopt(fd, IPPROTO_UDP, UDP_GRO, &(int){1}, sizeof(int));
     return fd;
-}
-
-static void watch(int fd, uint64_t data) {
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = data};
-    if (epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event) < 0) die("epoll_ctl: %s", strerror(errno));
 }
 
 /* ------------------------------------------------------------------------------------- batches */
@@ -211,15 +197,6 @@ static void label_run(char *first, int count, int size, int offset, struct label
         memcpy(first + (size_t)i * (size_t)size + offset, &label, sizeof label);
 }
 
-static void prepare(void) {
-    raise_descriptor_limit(4096);
-    signal(SIGPIPE, SIG_IGN);
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    poller = epoll_create1(EPOLL_CLOEXEC);
-    in.rooms = calloc(BATCH, ROOM);
-    if (poller < 0 || !in.rooms) die("setup: %s", strerror(errno));
-}
-
 /* ----------------------------------------------------------------------------------- the origin */
 
 /* Sends back what came, as it came: merged, if it came merged. */
@@ -310,12 +287,12 @@ static void run_origin(void) {
     int fds[COUNT(roles)];
     printf("{");
     for (size_t i = 0; i < COUNT(roles); i++) {
-        fds[i] = open_socket(option.host, !option.plain);
-        watch(fds[i], i);
+        fds[i] = open_socket(common.origin_host, !option.plain);
+        watch(EPOLL_CTL_ADD, fds[i], EPOLLIN, i);
         printf("%s\"%s\": %d", i ? ", " : "", roles[i].name, port_of(fds[i]));
     }
     printf("}\n");
-    watch(STDIN_FILENO, COUNT(roles));
+    watch(EPOLL_CTL_ADD, STDIN_FILENO, EPOLLIN, COUNT(roles));
     for (;;) {
         struct epoll_event events[COUNT(roles) + 1];
         int ready = epoll_wait(poller, events, COUNT(events), -1);
@@ -364,7 +341,8 @@ static void exchange(int fd, const void *said, size_t size, uint8_t *heard, size
 
 /* The whole handshake, waiting: it is not what is measured. Returns where to send datagrams. */
 static struct sockaddr_in associate(struct association *a, uint32_t host) {
-    struct sockaddr_in local = address(host, 0), proxy = address(option.proxy, option.socks), own;
+    struct sockaddr_in local = address(host, 0), own;
+    struct sockaddr_in proxy = address(common.proxy_host, common.socks);
     a->control = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     setsockopt(a->control, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){10, 0},
                sizeof(struct timeval));
@@ -389,13 +367,13 @@ static struct sockaddr_in associate(struct association *a, uint32_t host) {
 
 static void open_association(void) {
     struct association *a = &associations[association_count];
-    uint32_t host = option.source + (uint32_t)(association_count % 32);
+    uint32_t host = common.source_host + (uint32_t)(association_count % SOURCES);
     a->number = (uint32_t)association_count++;
     a->fd = open_socket(host, !option.plain);
-    struct sockaddr_in peer = option.socks ? associate(a, host) : target;
+    struct sockaddr_in peer = common.socks ? associate(a, host) : target;
     if (connect(a->fd, (struct sockaddr *)&peer, sizeof peer) < 0)
         die("connecting a UDP socket: %s", strerror(errno));
-    watch(a->fd, a->number);
+    watch(EPOLL_CTL_ADD, a->fd, EPOLLIN, a->number);
 }
 
 static int receive_own(struct association *a, size_t wanted) {
@@ -606,8 +584,8 @@ static void run_client(void) {
     while (load < loads + COUNT(loads) && !*load->wanted) load++;
     if (load == loads + COUNT(loads)) die("one of --rr, --up and --down is needed");
     if (*load->wanted > MAX_ASSOCIATIONS) die("at most %d associations", MAX_ASSOCIATIONS);
-    target = address(option.host, *load->port);
-    header_size = option.socks ? HEADER : 0;
+    target = address(common.origin_host, *load->port);
+    header_size = common.socks ? HEADER : 0;
     wire_size = header_size + option.bytes;
     run = calloc((size_t)option.window, (size_t)wire_size);
     if (!run) die("setup: %s", strerror(errno));
@@ -615,23 +593,19 @@ static void run_client(void) {
     for (int i = 0; i < *load->wanted; i++) open_association();
     now = clock_ns();
     for (int i = 0; i < association_count; i++) load->begin(&associations[i]);
-    run_for(load, option.warmup);
+    run_for(load, common.warmup);
     if (!seen.back) {
         printf("{\"failed\": \"no datagram came through\", \"errors\": {\"refused\": %llu}}\n",
                (unsigned long long)seen.refused);
         exit(1);
     }
     printf("begin\n");
-    double seconds = run_for(load, option.seconds);
+    double seconds = run_for(load, common.seconds);
     printf("end\n");
     print_figures(load, seconds);
 }
 
 static const struct setting settings[] = {
-    {.name = "origin", .has_arg = required_argument, .host = &option.host},
-    {.name = "proxy", .has_arg = required_argument, .host = &option.proxy},
-    {.name = "from", .has_arg = required_argument, .host = &option.source},
-    {.name = "socks", .has_arg = required_argument, .integer = &option.socks},
     {.name = "echo", .has_arg = required_argument, .integer = &option.echo_port},
     {.name = "sink", .has_arg = required_argument, .integer = &option.sink_port},
     {.name = "source", .has_arg = required_argument, .integer = &option.source_port},
@@ -642,22 +616,17 @@ static const struct setting settings[] = {
     {.name = "window", .has_arg = required_argument, .integer = &option.window},
     {.name = "plain", .has_arg = no_argument, .integer = &option.plain},
     {.name = "merged", .has_arg = no_argument, .integer = &option.merged},
-    {.name = "seconds", .has_arg = required_argument, .real = &option.seconds},
-    {.name = "warmup", .has_arg = required_argument, .real = &option.warmup},
 };
 
 int main(int argc, char **argv) {
-    const char *end = argc > 1 ? argv[1] : "";
-    bool client = !strcmp(end, "client");
-    if (!client && strcmp(end, "origin"))
-        die("usage: udp origin | udp client OPTIONS (see the head of udp.c)");
-    parse_settings(argc - 1, argv + 1, settings, COUNT(settings));
+    bool client = parse_command(argc, argv, settings, COUNT(settings));
     if (option.bytes < (int)sizeof(struct label) || option.bytes > MAX_BYTES)
         die("--bytes is between %zu and %d", sizeof(struct label), MAX_BYTES);
     if (option.window < 1 || option.window > MAX_WINDOW)
         die("--window is between 1 and %d", MAX_WINDOW);
-    if (option.seconds > 600 || option.warmup > 600) die("ten minutes is the most");
-    prepare();
+    prepare(MAX_FDS);
+    in.rooms = calloc(BATCH, ROOM);
+    if (!in.rooms) die("setup: %s", strerror(errno));
     if (client) run_client();
     else run_origin();
     return 0;
