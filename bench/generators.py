@@ -7,7 +7,10 @@ import subprocess
 
 from system import BUILD, HERE
 
-PROGRAMS = {"load": ("load.c", "common.c"), "udp": ("udp.c", "common.c")}
+PROGRAMS = {
+    "load": ("load.c", "origin.c", "client.c", "common.c"),
+    "udp": ("udp.c", "common.c"),
+}
 
 
 def generator(name: str) -> str:

@@ -36,7 +36,7 @@ class Place:
         return _row(self.origin, TARGETS)
 
     def hosts(self) -> str:
-        """The lines of /etc/hosts by which load.c's names are found."""
+        """The lines of /etc/hosts by which client.c's names are found."""
         lines = [f"{host} origin-{n}.bench" for n, host in enumerate(self.origin_addresses(), 1)]
         return "\n".join(["127.0.0.1 localhost", *lines, ""])
 

@@ -13,8 +13,8 @@ from place import Place
 
 HERE = Path(__file__).parent
 BUILD = HERE / ".build"
-ROLES = ("source", "sink", "echo", "object")  # of the origin's ports, as in load.c
-USER, PASSWORD = "bench", "bench"  # as in load.c
+ROLES = ("source", "sink", "echo", "object")  # of the origin's ports, as in origin.c
+USER, PASSWORD = "bench", "bench"  # as in client.c
 
 
 class Kind(Enum):

@@ -44,7 +44,7 @@ class Workload:
     beside: tuple[object, ...] = ()  # of a second client, with an origin of its own
     alone_first: bool = False  # measure the main client without the second one as well
     idle: bool = False
-    program: str = "load"  # the load generator: load.c or udp.c
+    program: str = "load"  # the load generator: load or udp
     beside_program: str = "load"
     password: bool = False  # the server asks for one
     wide: bool = False  # of the whole comparison only, not of every run
