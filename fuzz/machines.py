@@ -5,9 +5,10 @@ of UDP datagrams, the answer of an identd.
 
 Whatever comes in, (1) nothing but ProtocolError is raised; (2) what is held while more is
 needed is no longer than the longest legal message; (3) every answer has a length the
-protocol has; (4) where a login is needed, no request comes without one; (5) after a refusal
-nothing is read as protocol any more; (6) a request has a host that the one parser of names
-passes. A case that breaks a rule is named, and --only runs it again alone.
+protocol has; (4) where a login is needed, no request of SOCKS5 comes without one (SOCKS4
+has none: its requests are refused by the session); (5) after a refusal nothing is read as
+protocol any more; (6) a request has a host that the one parser of names passes. A case that
+breaks a rule is named, and --only runs it again alone.
 """
 
 from __future__ import annotations
