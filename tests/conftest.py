@@ -127,6 +127,4 @@ def descriptors_balance() -> Iterator[None]:
     """Fails the test that leaves a descriptor open."""
     before = open_descriptors()
     yield
-    with contextlib.suppress(RuntimeError):
-        gc.collect()
     assert open_descriptors() <= before, "descriptors were left open"

@@ -57,7 +57,6 @@ class Fastsocks(Proxy):
     exit code 0 on SIGTERM, no traceback and no password in the log."""
 
     process: subprocess.Popen[bytes]
-    banner: str
     secrets: tuple[str, ...]
     resting_sockets: int = 0
 
@@ -141,7 +140,7 @@ def running_fastsocks(
         assert ready, f"no line that says ready, but {banner!r}; its log:\n{log.read_text()}"
         assert engine in banner, banner  # no engine may quietly stand in for the other
         host, port = ready[1].strip("[]"), int(ready[2])
-        proxy = Fastsocks(engine, host, port, log, process, banner, secrets)
+        proxy = Fastsocks(engine, host, port, log, process, secrets)
         proxy.resting_sockets = proxy.sockets()
         yield proxy
         proxy.finish()

@@ -189,11 +189,6 @@ def header_fixture() -> Callable[..., bytes]:
     return header
 
 
-@pytest.fixture(name="allow")
-def allow_fixture() -> Callable[..., None]:
-    return allow
-
-
 @pytest.fixture
 def ipv6() -> None:
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
