@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from support.system import open_descriptors
+
 ENGINES = ["native", "python"] if sys.platform == "linux" else ["python"]
 
 # The first loop of a process opens a pipe for signals that libuv keeps for good: open
@@ -103,11 +105,6 @@ def engine_name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def open_descriptors() -> int:
-    gc.collect()
-    return len(os.listdir("/dev/fd"))
-
-
 async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
     """Waits for a condition instead of guessing a time; fails with ``what``."""
     deadline = asyncio.get_running_loop().time() + seconds
@@ -125,6 +122,8 @@ def until_fixture():
 @pytest.fixture
 def descriptors_balance() -> Iterator[None]:
     """Fails the test that leaves a descriptor open."""
+    gc.collect()
     before = open_descriptors()
     yield
+    gc.collect()
     assert open_descriptors() <= before, "descriptors were left open"

@@ -25,6 +25,7 @@ import pytest
 import fastsocks
 from fastsocks import engine as contract
 from support.ends import ROOM_FOR_ONE, Far, Relayed, reset
+from support.system import open_descriptors
 
 MIB = 1 << 20
 PATIENCE = 30.0  # seconds for what should come at once, on a machine busy elsewhere
@@ -55,10 +56,6 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def payload(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/dev/fd"))
 
 
 class Rig:

@@ -13,6 +13,7 @@ import os
 import pytest
 
 from fastsocks.engine import CLIENT_RESET, FINISHED, IDLE, KILLED, REMOTE_RESET
+from support.system import open_descriptors
 
 CROWD = 400  # sessions that stay idle, each with four descriptors
 ROUNDS = 10
@@ -161,7 +162,7 @@ async def test_ends_come_in_batches(make_engine):
 
 async def test_close_reports_and_ends_everything(make_way):
     rig = make_way()
-    before = len(os.listdir("/dev/fd"))
+    before = open_descriptors()
     blocked, half, fresh, idle = (rig.relay() for _ in range(4))
     await rig.stuck(blocked.client, blocked.remote)
     half.client.finish()
@@ -176,7 +177,7 @@ async def test_close_reports_and_ends_everything(make_way):
     assert rig.engine.sessions == 0
     # The far ends are the test's; of the engine's descriptors none is left.
     fars = 2 * 4
-    assert len(os.listdir("/dev/fd")) <= before + fars
+    assert open_descriptors() <= before + fars
     await idle.client.expect_reset()
     await idle.remote.expect_reset()
     await blocked.client.expect_reset()

@@ -22,7 +22,7 @@ import pytest
 import fastsocks
 from fastsocks import engine
 from support.ends import ROOM_FOR_ONE, reset
-from support.system import connecting_to
+from support.system import connecting_to, open_descriptors
 
 # For anything that should take milliseconds, on a machine that is busy elsewhere.
 PATIENCE = 10.0
@@ -323,7 +323,7 @@ class Books:
 
     def count(self) -> dict[str, int]:
         return {
-            "descriptors": len(os.listdir("/dev/fd")),
+            "descriptors": open_descriptors(),
             "tasks": len(asyncio.all_tasks()),
             "sessions": self._server.sessions,
         }

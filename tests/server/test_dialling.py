@@ -23,7 +23,7 @@ from fastsocks.addresses import Judge
 from fastsocks.dial import Dialer, interleaved
 from fastsocks.errors import ClientGone, Reply, RuleDenied
 from support.ends import ROOM_FOR_ONE, reset
-from support.system import connecting_to
+from support.system import connecting_to, open_descriptors
 
 LOCAL, STRANGER = "127.0.0.1", "198.41.0.4"
 
@@ -76,7 +76,7 @@ class Rig:
 
 @pytest.fixture
 async def rig(engine_name: str, until: Any):
-    descriptors = len(os.listdir("/dev/fd"))
+    descriptors = open_descriptors()
     tasks = len(asyncio.all_tasks())
     loop = asyncio.get_running_loop()
     real = contract.choose(engine_name, loop, contract.Settings(), lambda ended: None)
@@ -85,7 +85,7 @@ async def rig(engine_name: str, until: Any):
     ours.close()
     real.close()
     await until(lambda: len(asyncio.all_tasks()) <= tasks, "all attempts are over")
-    assert len(os.listdir("/dev/fd")) <= descriptors, "a loser was left open"
+    assert open_descriptors() <= descriptors, "a loser was left open"
 
 
 @pytest.fixture
@@ -215,11 +215,11 @@ async def test_losers_are_closed_at_once(rig, listening, hole, until):
     for host in ("127.0.0.2", "127.0.0.3"):
         hole(host, port)
     listening("127.0.0.5", port)
-    descriptors = len(os.listdir("/dev/fd"))
+    descriptors = open_descriptors()
     holes = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
     remote = await rig.dial(port, *holes, "127.0.0.5", timeout=60.0)
     assert rig.engine.dialled == [*holes, "127.0.0.5"]
-    await until(lambda: len(os.listdir("/dev/fd")) == descriptors + 1, "only the winner is open")
+    await until(lambda: open_descriptors() == descriptors + 1, "only the winner is open")
     remote.close()
 
 
@@ -274,13 +274,13 @@ async def test_a_client_that_leaves_ends_all_attempts(rig, hole, until):
 async def test_a_session_that_is_cancelled_leaves_nothing(rig, hole, until):
     port = hole("127.0.0.1")
     hole("127.0.0.2", port)
-    descriptors = len(os.listdir("/dev/fd"))
+    descriptors = open_descriptors()
     begun = asyncio.ensure_future(rig.dial(port, "127.0.0.1", "127.0.0.2", timeout=60.0))
     await until(lambda: len(rig.engine.dialled) == 2, "both are under way")
     begun.cancel()
     with pytest.raises(asyncio.CancelledError):
         await begun
-    await until(lambda: len(os.listdir("/dev/fd")) == descriptors, "both are closed")
+    await until(lambda: open_descriptors() == descriptors, "both are closed")
 
 
 # -- what is told --------------------------------------------------------------

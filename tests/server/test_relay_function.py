@@ -14,6 +14,7 @@ import pytest
 import fastsocks
 from fastsocks import engine
 from support.ends import reset
+from support.system import open_descriptors
 
 pytestmark = pytest.mark.usefixtures("choose_engine")
 
@@ -39,7 +40,7 @@ PAIRS = {"tcp": tcp_pair, "tcp6": tcp6_pair, "unix": socket.socketpair}
 def pair():
     """``pair("tcp")``: (the test's end, the end to relay), closed with the test, which
     must leave no descriptor open."""
-    before = len(os.listdir("/dev/fd"))
+    before = open_descriptors()
     opened = []
 
     def make(kind: str) -> tuple[socket.socket, socket.socket]:
@@ -51,7 +52,7 @@ def pair():
     yield make
     for sock in opened:
         sock.close()
-    assert len(os.listdir("/dev/fd")) <= before, "descriptors were left open"
+    assert open_descriptors() <= before, "descriptors were left open"
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ async def test_cancelled(start, begun):
 
 async def test_cancelled_again_before_it_is_over(start):
     """Nothing is left of it all the same."""
-    descriptors = len(os.listdir("/dev/fd"))
+    descriptors = open_descriptors()
     client, remote, relaying = start()
     await asyncio.sleep(0)
     for _ in range(2):
@@ -240,7 +241,7 @@ async def test_cancelled_again_before_it_is_over(start):
             await receive(sock, 1)
         sock.close()
     async with asyncio.timeout(20):
-        while len(os.listdir("/dev/fd")) > descriptors:
+        while open_descriptors() > descriptors:
             await asyncio.sleep(0.01)
 
 

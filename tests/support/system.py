@@ -1,5 +1,6 @@
-# What the system says of processes and of connections that nobody has accepted: by /proc where
-# there is one, else by the programs that read it out, which not every Linux has; and of a port.
+# What the system says of processes, of their descriptors, and of connections that nobody has
+# accepted: by /proc where there is one, else by the programs that read it out, which not every
+# Linux has; and of a port.
 
 from __future__ import annotations
 
@@ -46,6 +47,11 @@ def connecting_to(port: int) -> int:
         return sum(row[2].endswith(f":{port:04X}") and row[3] == SYN_SENT for row in rows)
     rows = [line.split() for line in said("netstat", "-an", "-p", "tcp").splitlines()]
     return sum("SYN_SENT" in row and row[4].endswith(f".{port}") for row in rows)
+
+
+def open_descriptors() -> int:
+    """Of this process."""
+    return len(os.listdir("/dev/fd"))
 
 
 def refuses(address: tuple[str, int]) -> bool:

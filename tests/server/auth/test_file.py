@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 import fastsocks
 from fastsocks import auth, backoff, passwords
 from support.logins import RIGHT, USERS, WRONG
+from support.system import open_descriptors
 
 
 @pytest.mark.parametrize(("user", "password"), RIGHT)
@@ -150,11 +150,11 @@ async def test_a_server_without_a_file_has_nothing_to_reload(server, dial, say):
 
 async def test_a_broken_file_at_the_start(serve, file, books):
     file.write_text("alice:secret\n")
-    before = len(os.listdir("/dev/fd"))
+    before = open_descriptors()
     with pytest.raises(fastsocks.ConfigError, match="line 1"):
         async with serve(users_file=file):
             pass
-    assert len(os.listdir("/dev/fd")) == before
+    assert open_descriptors() == before
 
 
 # -- who guesses -----------------------------------------------------------------
