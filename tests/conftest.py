@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import resource
+import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -117,6 +118,14 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0)
 @pytest.fixture(name="until")
 def until_fixture():
     return until
+
+
+@pytest.fixture
+def refused_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that refuses, and is held so that nobody else begins to listen."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.fixture

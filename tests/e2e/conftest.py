@@ -205,14 +205,6 @@ def ipv6(has_ipv6: bool) -> str:
     return "::1"
 
 
-@pytest.fixture
-def refused_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses, and is held so that nobody else begins to listen."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def running_daemon() -> Callable[..., contextlib.AbstractContextManager[int]]:
     """running_daemon(command, log): the port of the server `command(port)` starts."""

@@ -33,7 +33,7 @@ def proxy(inside, engine):
     """The port of one that serves ``nobody`` alone."""
     command = ["--listen", "127.0.0.1:0", "--engine", engine, "--ident", "127.0.0.=nobody"]
     process = inside(sys.executable, "-m", "fastsocks", *command)
-    line = first_line(process).decode()
+    line = first_line(process)
     assert line.startswith("fastsocks listening on 127.0.0.1:"), line
     return int(line.split()[3].rpartition(":")[2])
 
@@ -56,7 +56,7 @@ def identd(inside, namespace, need, wait_until):
 def fetch(inside, need, namespace, plain_environment, proxy, tmp_path):
     """``fetch(user, scheme)``: (exit status, output, errors) of curl as that user."""
     server = inside(sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "0")
-    line = first_line(server).decode()
+    line = first_line(server)
     port = int(line.split(" port ")[1].split()[0])
 
     def run(user, scheme):

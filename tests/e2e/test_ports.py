@@ -38,9 +38,9 @@ def codes(namespace, plain_environment, tmp_path, engine):
         def run(request, count, how, *options, user=()):
             listen = ["--listen", f"0.0.0.0:{PROXY}", "--open"]
             command = [sys.executable, "-m", "fastsocks", "--engine", engine, *listen, *options]
-            assert b"listening" in first_line(start(*user, *command))
+            assert "listening" in first_line(start(*user, *command))
             asks = [str(REPLIES), str(PROXY), request, str(count), how]
-            return first_line(start(sys.executable, *asks)).decode()
+            return first_line(start(sys.executable, *asks))
 
         yield run
 

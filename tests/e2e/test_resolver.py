@@ -33,7 +33,7 @@ def namespace(tmp_path_factory):
 def start(namespace, plain_environment, tmp_path):
     """``start(command)`` in there: the first line of it; ended with the test."""
     with programs_in(namespace, plain_environment, tmp_path) as run:
-        yield lambda *command: first_line(run(*command)).decode()
+        yield lambda *command: first_line(run(*command))
 
 
 @pytest.fixture

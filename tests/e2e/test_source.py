@@ -40,7 +40,7 @@ def test_ipv6_connections_and_datagrams_come_from_the_source_address(
 ):
     with programs_in(namespace, plain_environment, tmp_path) as start:
         command = [sys.executable, "-m", "fastsocks", "--engine", engine, "--listen", "127.0.0.1:0"]
-        line = first_line(start(*command, *options)).decode()
+        line = first_line(start(*command, *options))
         proxy = line.split()[3].rpartition(":")[2]
-        told = first_line(start(sys.executable, str(CLIENT), proxy)).decode()
+        told = first_line(start(sys.executable, str(CLIENT), proxy))
     assert told == f"{seen} {seen}\n"

@@ -19,11 +19,8 @@ IP_BIND_ADDRESS_NO_PORT = 24  # Linux; the socket module has no name for it
 
 
 @pytest.fixture
-def refusing():
-    """A port of ours that nobody listens on."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()
+def refusing(refused_port):
+    return "127.0.0.1", refused_port
 
 
 async def test_both_addresses_of_a_connection(make_engine):

@@ -267,14 +267,6 @@ async def echo(remote: Callable[..., Awaitable[Remote]]) -> Remote:
 
 
 @pytest.fixture
-def refused_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses, held so that nobody begins to listen there."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
-
-
-@pytest.fixture
 def black_hole() -> Iterator[SimpleNamespace]:
     """A listener whose queue is full: SYNs to it get no answer until ``admit()``."""
     with contextlib.ExitStack() as stack:

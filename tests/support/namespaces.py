@@ -49,7 +49,7 @@ def own_network(files: Mapping[str, Path] = {}) -> Iterator[list[str]]:
         stdout=subprocess.PIPE,
     )
     try:
-        assert first_line(holder) == b"up\n"
+        assert first_line(holder) == "up\n"
         own = f"/proc/{holder.pid}/ns"
         yield [need("nsenter"), f"--net={own}/net", f"--mount={own}/mnt", "--"]
     finally:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,15 +52,19 @@ def missing(what: str, remedy: str) -> NoReturn:
     pytest.skip(f"{what} is missing: {remedy}")
 
 
-def first_line(process: subprocess.Popen[Any], seconds: float = READY_SECONDS) -> Any:
-    """What a program says when it is ready; one that says nothing in time is ended."""
-    hurry = threading.Timer(seconds, process.kill)
-    hurry.start()
-    try:
-        assert process.stdout is not None
-        return process.stdout.readline()
-    finally:
-        hurry.cancel()
+def first_line(process: subprocess.Popen[Any]) -> str:
+    """What a program says when it is ready: as much of it as it says in time."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + READY_SECONDS
+    line = b""
+    while not line.endswith(b"\n"):
+        if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            break
+        piece = os.read(process.stdout.fileno(), 1)  # one at a time: the rest is communicate's
+        if not piece:
+            break
+        line += piece
+    return line.decode(errors="replace")
 
 
 def need(program: str) -> str:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,14 @@ from pathlib import Path
 import pytest
 
 from support.namespaces import with_files
-from support.programs import READY_SECONDS, need, plain_environment, running_daemon, wait_until
+from support.programs import (
+    READY_SECONDS,
+    first_line,
+    need,
+    plain_environment,
+    running_daemon,
+    wait_until,
+)
 
 CALM_SECONDS = 30.0  # for a proxy whose clients have all gone to let go of their sockets
 READY_LINE = re.compile(r"^fastsocks listening on (\S+):(\d+) ")
@@ -69,10 +74,6 @@ class Fastsocks(Proxy):
                     count += os.readlink(f"{directory}/{entry}").startswith("socket:")
         return count
 
-    def resident_memory(self) -> int:
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
     def finish(self) -> None:
         """SIGTERM to a proxy at rest, unless the test has ended it already."""
         if self.process.returncode is not None:
@@ -100,20 +101,6 @@ class Fastsocks(Proxy):
             assert secret not in log + output, f"a password is in the log:\n{log}"
 
 
-def _read_line(process: subprocess.Popen[bytes]) -> str:
-    assert process.stdout is not None
-    deadline = time.monotonic() + READY_SECONDS
-    line = b""
-    while not line.endswith(b"\n"):
-        if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            break
-        piece = os.read(process.stdout.fileno(), 1)  # one at a time: the rest is communicate's
-        if not piece:
-            break
-        line += piece
-    return line.decode(errors="replace")
-
-
 @contextlib.contextmanager
 def running_fastsocks(
     engine: str,
@@ -135,7 +122,7 @@ def running_fastsocks(
             env=plain_environment() | (environment or {}),
         )
     try:
-        banner = _read_line(process)
+        banner = first_line(process)
         ready = READY_LINE.match(banner)
         assert ready, f"no line that says ready, but {banner!r}; its log:\n{log.read_text()}"
         assert engine in banner, banner  # no engine may quietly stand in for the other
