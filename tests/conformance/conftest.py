@@ -8,12 +8,12 @@ import contextlib
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
+from support.ends import exactly
 from support.programs import wait_until
 from support.proxies import Proxy, running_dante, running_fastsocks
 
@@ -75,15 +75,12 @@ class Client:
         """Each is read by the proxy before the next is sent."""
         for number, segment in enumerate(segments):
             if number:
-                wait_until(lambda: not unread(self.sock), PATIENCE, "the segment is read")
+                wait_until(lambda: not unread(self.sock), "the segment is read")
             with contextlib.suppress(ConnectionError):  # its answer has been given before
                 self.sock.sendall(segment)
 
     def exactly(self, size: int) -> bytes:
-        received = b""
-        while len(received) < size and (piece := self.sock.recv(size - len(received))):
-            received += piece
-        return received
+        return exactly(self.sock, size)
 
     def until(self, pattern: bytes) -> bytes:
         """What comes until the whole of it matches, or it ends."""
@@ -114,19 +111,6 @@ def dial() -> Iterator[Callable[[Proxy], Client]]:
             return Client(sock)
 
         yield connect
-
-
-@pytest.fixture
-def soon() -> Callable[[Callable[[], bool]], bool]:
-    """soon(condition): whether it comes true while there is patience."""
-
-    def comes(condition: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + 4 * PATIENCE
-        while not (true := condition()) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return true
-
-    return comes
 
 
 @dataclass(slots=True)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+from support.programs import wait_until
+
 Address = tuple[str, int]
 
 
@@ -135,9 +137,9 @@ def listens(port: int) -> bool:
     return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
 
 
-def test_client_that_leaves_takes_the_listener_with_it(proxy, dial, soon, shape) -> None:
+def test_client_that_leaves_takes_the_listener_with_it(proxy, dial, shape) -> None:
     client = dial(proxy)
     _, port = listening(client, shape, loopback(shape))
     assert listens(port)
     client.sock.close()
-    assert soon(lambda: not listens(port))
+    wait_until(lambda: not listens(port), "nobody listens there any more")

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from support.programs import wait_until
+
 PATIENCE = 20.0
 UNSPECIFIED = b"\1\0\0\0\0\0\0"
 
@@ -123,7 +125,7 @@ def test_another_sender_is_not_relayed(association, target) -> None:
     assert there_and_back(association, target, b"second") == b"re:second"
 
 
-def test_it_ends_with_the_tcp_connection(association, target, soon) -> None:
+def test_it_ends_with_the_tcp_connection(association, target) -> None:
     assert there_and_back(association, target, b"data") == b"re:data"
     association.control.sock.close()
     association.sock.connect(association.relay)
@@ -135,4 +137,4 @@ def test_it_ends_with_the_tcp_connection(association, target, soon) -> None:
             return True
         return False
 
-    assert soon(refused)
+    wait_until(refused, "the association is closed")

@@ -49,11 +49,6 @@ def plain_environment() -> dict[str, str]:
     return programs.plain_environment()
 
 
-@pytest.fixture(scope="session")
-def wait_until() -> Callable[[Callable[[], bool], float, str], None]:
-    return programs.wait_until
-
-
 # --- the proxy ------------------------------------------------------------------------------
 
 
@@ -176,8 +171,8 @@ def late_data() -> bytes:
     return os.urandom(MIB) + b"the very last byte."
 
 
-@pytest.fixture(scope="module")
-def echo(remote: Callable[..., Remote], late_data: bytes) -> Remote:
+@pytest.fixture(scope="session")
+def echo_script(late_data: bytes) -> Callable[[socket.socket, str], None]:
     """Sends everything back, and `late_data` once the other side has half-closed."""
 
     def script(connection: socket.socket, peer: str) -> None:
@@ -185,7 +180,12 @@ def echo(remote: Callable[..., Remote], late_data: bytes) -> Remote:
             connection.sendall(data)
         connection.sendall(late_data)
 
-    return remote(script)
+    return script
+
+
+@pytest.fixture(scope="module")
+def echo(remote: Callable[..., Remote], echo_script) -> Remote:
+    return remote(echo_script)
 
 
 @pytest.fixture(scope="session")

@@ -62,13 +62,8 @@ def exchange(client: socket.socket) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def echo_ipv6(remote, late_data, ipv6):
-    def script(connection: socket.socket, peer: str) -> None:
-        while data := connection.recv(1 << 16):
-            connection.sendall(data)
-        connection.sendall(late_data)
-
-    return remote(script, ipv6)
+def echo_ipv6(remote, echo_script, ipv6):
+    return remote(echo_script, ipv6)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,13 @@ import threading
 
 import pytest
 
+from support.programs import wait_until
+
 SECONDS = 30
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT], ids=lambda sign: sign.name)
-def test_session_may_finish(start_proxy, need_module, remote, late_data, wait_until, sign) -> None:
+def test_session_may_finish(start_proxy, need_module, remote, late_data, sign) -> None:
     socks = need_module("socks")
     stopping = threading.Event()
 
@@ -36,7 +38,7 @@ def test_session_may_finish(start_proxy, need_module, remote, late_data, wait_un
         client.connect((server.host, server.port))
         received = client.recv(6)
         started.process.send_signal(sign)
-        wait_until(refuses, SECONDS, "the proxy has stopped accepting")
+        wait_until(refuses, "the proxy has stopped accepting")
         stopping.set()
         while piece := client.recv(1 << 16):
             received += piece

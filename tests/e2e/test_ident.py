@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from support.namespaces import PATIENCE, own_network, programs_in
-from support.programs import first_line
+from support.programs import first_line, wait_until
 
 LISTENING = ": 00000000:{:04X} "  # in /proc/net/tcp, where oidentd has any address
 
@@ -39,7 +39,7 @@ def proxy(inside, engine):
 
 
 @pytest.fixture
-def identd(inside, namespace, need, wait_until):
+def identd(inside, namespace, need):
     process = inside(need("oidentd"), "-i", "-S", "-u", "0", "-g", "0", "-a", "0.0.0.0")
 
     def listens():
@@ -49,7 +49,7 @@ def identd(inside, namespace, need, wait_until):
         )
         return LISTENING.format(113) in table.stdout
 
-    wait_until(listens, PATIENCE, "oidentd listens")
+    wait_until(listens, "oidentd listens")
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.ends import exactly
+
 CLIENT_SECONDS = 30
 LOOPBACK = socket.inet_aton("127.0.0.1")
 SOCKS4_OK, SOCKS4_FAILED = 90, 91
@@ -58,15 +60,6 @@ def read_all(client: socket.socket) -> bytes:
     return received
 
 
-def read_exactly(client: socket.socket, size: int) -> bytes:
-    received = b""
-    while len(received) < size:
-        piece = client.recv(size - len(received))
-        assert piece, f"closed after {received!r}"
-        received += piece
-    return received
-
-
 @pytest.fixture
 def client(proxy) -> Iterator[socket.socket]:
     with proxy.connect() as connection:
@@ -94,7 +87,7 @@ def test_handshake_and_payload_in_one_segment(client, teller, shape) -> None:
     handshake = shape(teller.port)
     client.sendall(handshake + b"payload")
     client.shutdown(socket.SHUT_WR)
-    answer = read_exactly(client, answer_size(handshake))
+    answer = exactly(client, answer_size(handshake))
     assert answer.startswith(answer_before_payload(handshake, code4=SOCKS4_OK, code5=0))
     rest = read_all(client)
     host, port = address_of(answer)
@@ -111,8 +104,8 @@ def test_handshake_with_password_in_one_segment(locked_proxy, teller, login) -> 
         client.settimeout(CLIENT_SECONDS)
         client.sendall(b"\x05\x02\x00\x02" + subnegotiation + request + b"payload")
         client.shutdown(socket.SHUT_WR)
-        assert read_exactly(client, 8) == b"\x05\x02\x01\x00\x05\x00\x00\x01"
-        read_exactly(client, 6)
+        assert exactly(client, 8) == b"\x05\x02\x01\x00\x05\x00\x00\x01"
+        exactly(client, 6)
         assert read_all(client).endswith(b"\npayload")
 
 
@@ -122,8 +115,9 @@ def test_refusal_reaches_a_client_that_has_sent_more(client, refused_port, shape
     # overtake the answer.
     handshake = shape(refused_port)
     client.sendall(handshake + bytes(1 << 16))
-    answer = read_exactly(client, answer_size(handshake))
+    answer = exactly(client, answer_size(handshake))
     assert answer.startswith(answer_before_payload(handshake, code4=SOCKS4_FAILED, code5=5))
+    assert len(answer) == answer_size(handshake)
     client.shutdown(socket.SHUT_WR)
     assert read_all(client) == b""
 

@@ -11,6 +11,7 @@ import socket
 import pytest
 
 from fastsocks.engine import FINISHED
+from support.ends import say
 
 MIB = 1 << 20
 PENDING = [0, 1, 64 << 10, 10 * MIB]
@@ -34,11 +35,7 @@ async def test_the_last_octet_comes_before_the_end(make_way, payload, pending, u
     source, sink = ends_of(relayed, upwards)
     data, late = payload(pending, 1), payload(MIB, 2)
 
-    async def talk() -> None:
-        await source.send(data)
-        source.finish()
-
-    sending = asyncio.ensure_future(talk())
+    sending = asyncio.ensure_future(say(source, data))
     assert await sink.read_to_end() == data
     await sending
     # The other direction is untouched by it.
@@ -60,11 +57,7 @@ async def test_a_slow_reader_gets_all_of_it(make_way, payload, upwards):
     source, sink = ends_of(relayed, upwards)
     data = payload(2 * MIB)
 
-    async def talk() -> None:
-        await source.send(data)
-        source.finish()
-
-    sending = asyncio.ensure_future(talk())
+    sending = asyncio.ensure_future(say(source, data))
     got = bytearray()
     while piece := await sink.recv(20_000):
         got += piece
@@ -117,11 +110,7 @@ async def test_half_closed_unix_sockets(make_way, payload, upwards):
     source, sink = ends_of(relayed, upwards)
     data = payload(5 * MIB)
 
-    async def talk() -> None:
-        await source.send(data)
-        source.finish()
-
-    sending = asyncio.ensure_future(talk())
+    sending = asyncio.ensure_future(say(source, data))
     assert await sink.read_to_end() == data
     await sending
     await sink.send(b"late")

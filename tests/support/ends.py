@@ -30,6 +30,14 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def exactly(sock: socket.socket, size: int) -> bytes:
+    """So many octets, or fewer at the end of the stream; of a socket that blocks."""
+    got = b""
+    while len(got) < size and (piece := sock.recv(size - len(got))):
+        got += piece
+    return got
+
+
 class Far:
     """The far end of a connection of the engine: what a client or a remote holds."""
 

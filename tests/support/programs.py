@@ -92,7 +92,7 @@ def plain_environment() -> dict[str, str]:
     return kept | {"LC_ALL": "C", "PYTHONFAULTHANDLER": "1"}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = READY_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{seconds:g} s have passed, and still not: {what}"
@@ -128,7 +128,7 @@ def running_daemon(command: Callable[[int], list[str]], log: Path) -> Iterator[i
                 return knock.connect_ex(("127.0.0.1", port)) == 0
 
         try:
-            wait_until(answers, READY_SECONDS, f"{process.args!r} listens")
+            wait_until(answers, f"{process.args!r} listens")
             if process.poll() is None:
                 yield port
                 return

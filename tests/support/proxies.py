@@ -81,8 +81,8 @@ class Fastsocks(Proxy):
         assert self.process.poll() is None, f"it ended by itself; its log:\n{self.stderr()}"
         wait_until(
             lambda: self.sockets() <= self.resting_sockets,
-            CALM_SECONDS,
             "all sockets of sessions that are over are closed",
+            CALM_SECONDS,
         )
         self.process.send_signal(signal.SIGTERM)
         self.assert_good_end()

@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from support.programs import first_line
+from support.ends import exactly
+from support.programs import first_line, wait_until
 from support.system import asleep
 
 # To come up or to end, on a machine that is busy elsewhere.
@@ -34,13 +34,6 @@ def environment(**more: str) -> dict[str, str]:
 
 def command(*arguments: str | bytes) -> list[str | bytes]:
     return [sys.executable, "-m", "fastsocks", *arguments]
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.01)
 
 
 class Proxy:
@@ -183,13 +176,6 @@ def origin() -> Iterator[tuple[str, int, list[str]]]:
         thread.join(PATIENCE)
 
 
-def exactly(client: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (more := client.recv(size - len(data))):
-        data += more
-    return data
-
-
 def echoes(proxy: Proxy, origin, which: int = 0, login: tuple[bytes, bytes] | None = None) -> bool:
     with proxy.connect(which) as client:
         if login:
@@ -218,21 +204,10 @@ def environment_fixture() -> Callable[..., dict[str, str]]:
     return environment
 
 
-@pytest.fixture(scope="session", name="wait_until")
-def wait_until_fixture() -> Callable[..., None]:
-    return wait_until
-
-
 @pytest.fixture(scope="session", name="is_asleep")
 def is_asleep_fixture() -> Callable[[int], bool]:
     """``is_asleep(pid)``: that process waits for something."""
     return asleep
-
-
-@pytest.fixture(scope="session", name="exactly")
-def exactly_fixture() -> Callable[..., bytes]:
-    """``exactly(sock, size)``: less only if the other end has finished."""
-    return exactly
 
 
 @pytest.fixture(scope="session", name="echoes")

@@ -18,6 +18,8 @@ from pathlib import Path
 import bcrypt
 import pytest
 
+from support.programs import wait_until
+
 PATIENCE = 30.0
 SECRET = b"correct horse"
 
@@ -235,7 +237,7 @@ def test_tells_of_lines_that_the_server_will_refuse(passwd, file):
     ids=["twice", "differing", "empty", "end of input", "interrupt"],
 )
 def test_asks_at_a_terminal_and_shows_nothing(
-    command, environment, file, typed, status, told, wait_until, is_asleep
+    command, environment, file, typed, status, told, is_asleep
 ):
     terminal, its = pty.openpty()
     words = [sys.executable, "-c", AT_A_TERMINAL, *command("passwd", str(file), "alice")]
@@ -264,7 +266,7 @@ def test_asks_at_a_terminal_and_shows_nothing(
     assert file.exists() is (status == 0)
 
 
-def test_a_running_proxy_takes_the_change_over(start, passwd, file, origin, echoes, wait_until):
+def test_a_running_proxy_takes_the_change_over(start, passwd, file, origin, echoes):
     passwd("alice", said=SECRET)
     proxy = start("--users", str(file))
     assert "USER:PASSWORD@" in proxy.ready
@@ -276,7 +278,7 @@ def test_a_running_proxy_takes_the_change_over(start, passwd, file, origin, echo
     assert proxy.stop() == 0
 
 
-def test_sighup_reads_the_file_again(start, file, hashed, wait_until):
+def test_sighup_reads_the_file_again(start, file, hashed):
     file.write_text(f"alice:{hashed(SECRET)}\n")
     proxy = start("--users", str(file))
     file.write_text(f"bob:{hashed(b'another')}\n# the end\n")

@@ -11,6 +11,9 @@ import threading
 
 import pytest
 
+from support.ends import exactly
+from support.programs import wait_until
+
 PATIENCE = 30.0
 
 
@@ -21,9 +24,7 @@ def test_signal_ends_an_idle_proxy(start, engine_name, number):
     assert proxy.refuses()
 
 
-def test_a_terminal_that_goes_means_nothing_below_nohup(
-    command, environment, exactly, tmp_path, wait_until
-):
+def test_a_terminal_that_goes_means_nothing_below_nohup(command, environment, tmp_path):
     said = tmp_path / "said"
     with said.open("wb") as output:
         proxy = subprocess.Popen(
@@ -48,7 +49,7 @@ def test_a_terminal_that_goes_means_nothing_below_nohup(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_lets_a_download_finish(start, engine_name, number, exactly, wait_until):
+def test_signal_lets_a_download_finish(start, engine_name, number):
     data, go_on = os.urandom(1 << 20), threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(PATIENCE)
@@ -77,7 +78,7 @@ def test_signal_lets_a_download_finish(start, engine_name, number, exactly, wait
 
 
 @pytest.mark.parametrize("hurry", ["the grace ends", "a second signal"])
-def test_what_does_not_finish_is_cut_off(start, engine_name, origin, hurry, wait_until):
+def test_what_does_not_finish_is_cut_off(start, engine_name, origin, hurry):
     proxy = start("--engine", engine_name, "--grace", "0.3" if hurry == "the grace ends" else "60")
     with proxy.connect() as client:
         client.sendall(b"\x04\x01" + origin[1].to_bytes(2, "big") + b"\x7f\0\0\1\0")
@@ -91,7 +92,7 @@ def test_what_does_not_finish_is_cut_off(start, engine_name, origin, hurry, wait
     assert proxy.ended() == 0
 
 
-def test_signal_while_a_name_is_resolved(start, engine_name, tmp_path, exactly, environment):
+def test_signal_while_a_name_is_resolved(start, engine_name, tmp_path, environment):
     """A resolver that hangs keeps no program from ending."""
     (tmp_path / "sitecustomize.py").write_text(
         "import socket, time\n"
@@ -110,7 +111,7 @@ def test_signal_while_a_name_is_resolved(start, engine_name, tmp_path, exactly, 
 
 
 @pytest.fixture
-def runs_until(tmp_path, environment, wait_until):
+def runs_until(tmp_path, environment):
     """``runs_until(words, signal.SIGTERM, stdout=...)``: the exit status of a proxy that
     nobody can hear say where it listens, and its log."""
 
