@@ -19,6 +19,7 @@ import time
 from fastsocks import engine as contract
 
 IDLE = 1.0
+BEFORE = 0.5  # the stop
 STOPPED = 2.0
 PAUSE = 0.1  # between two octets of a client
 REST = 0.6  # after the stop: less than IDLE
@@ -26,7 +27,7 @@ REST = 0.6  # after the stop: less than IDLE
 
 def talk(clients: list[socket.socket], proxy: int) -> None:
     """Every client says something all the time, while the proxy is stopped and after it."""
-    stopped = time.monotonic() + 0.5
+    stopped = time.monotonic() + BEFORE
     continued = stopped + STOPPED
     steps = [(continued, signal.SIGCONT), (stopped, signal.SIGSTOP)]
     while time.monotonic() < continued + REST:
@@ -44,7 +45,7 @@ async def relay(name: str, sessions: list[tuple[socket.socket, socket.socket]]) 
     engine = contract.choose(name, loop, settings, ends.extend)
     for number, (near, far) in enumerate(sessions):
         engine.relay(engine.adopt(near), engine.adopt(far), number, b"")
-    await asyncio.sleep(0.5 + STOPPED + REST / 2)
+    await asyncio.sleep(BEFORE + STOPPED + REST / 2)
     alive = engine.sessions
     engine.close()
     reasons = collections.Counter(end[3] for end in ends if end[3] != contract.KILLED)
