@@ -145,7 +145,7 @@ def here(text: str) -> str:
 
 
 @pytest.mark.parametrize("block", of("sh test", "python test"))
-def test_it_runs(block, tmp_path):
+def test_what_the_docs_tell_to_run_runs(block, tmp_path):
     with running(block.kind, block.text, tmp_path) as said:
         assert said, "a command in the docs that shows nothing"
 

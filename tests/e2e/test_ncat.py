@@ -61,7 +61,7 @@ def test_user_and_password(locked_proxy, ncat, echo, late_data, login, host) -> 
 
 
 @pytest.mark.parametrize("account", ["wrong", "none"])
-def test_not_let_in(locked_proxy, ncat, echo, login, account) -> None:
+def test_without_the_password_nothing_comes_back(locked_proxy, ncat, echo, login, account) -> None:
     options = ("--proxy-auth", f"{login.user}:{login.wrong}") if account == "wrong" else ()
     result = ncat(locked_proxy, "socks5", "127.0.0.1", echo.port, b"data", *options)
     assert (result.returncode != 0, result.stdout) == (True, b"")

@@ -68,7 +68,7 @@ async def test_small_writes_are_not_held_back(make_engine):
     remote.close()
 
 
-async def test_refused(make_engine, refusing):
+async def test_a_dial_that_is_refused_says_so_and_leaves_nothing(make_engine, refusing):
     rig = make_engine()
     _client, conn = rig.connected()
     before = rig.descriptors()
@@ -81,7 +81,7 @@ async def test_refused(make_engine, refusing):
     await rig.at_rest()
 
 
-async def test_the_timeout(make_engine, black_hole):
+async def test_a_dial_that_nobody_answers_ends_in_time(make_engine, black_hole):
     rig = make_engine()
     _client, conn = rig.connected()
     before = rig.descriptors()

@@ -64,7 +64,7 @@ async def test_end_after_something_was_read(make_engine, kind, until):
     conn.close()
 
 
-async def test_reset(make_engine, until):
+async def test_a_reset_is_told_from_an_end(make_engine, until):
     rig = make_engine()
     far, conn = rig.connected()
     await far.send(SAID)
@@ -91,7 +91,7 @@ async def test_relayed_after_it_was_asked(make_engine):
     await rig.ended()
 
 
-async def test_closed(make_engine):
+async def test_a_connection_that_was_closed_has_left(make_engine):
     rig = make_engine()
     _, conn = rig.connected()
     conn.close()

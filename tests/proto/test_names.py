@@ -61,7 +61,9 @@ every_way = pytest.mark.parametrize(
     ],
     ids=repr,
 )
-def test_legal(drive, requested, through, raw, host, is_name):
+def test_a_host_is_the_name_or_the_address_that_was_meant(
+    drive, requested, through, raw, host, is_name
+):
     machine, stream = through(raw)
     request = requested(drive(machine, [stream]))
     assert (request.host, request.is_name, request.port) == (host, is_name, 80)
@@ -126,7 +128,7 @@ def test_legal(drive, requested, through, raw, host, is_name):
     ],
     ids=repr,
 )
-def test_illegal(drive, through, raw):
+def test_a_host_that_others_would_read_otherwise_is_refused(drive, through, raw):
     machine, stream = through(raw)
     trace = drive(machine, [stream])
     assert trace.error is not None, trace.events[-1]

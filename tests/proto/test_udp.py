@@ -38,7 +38,7 @@ def test_every_cut_is_malformed(head):
 
 
 @pytest.mark.parametrize("atyp", sorted(set(range(256)) - {1, 3, 4}))
-def test_unknown_types(atyp):
+def test_an_unknown_type_of_address_is_not_guessed_at(atyp):
     assert udp.parse(b"\0\0\0" + bytes([atyp]) + bytes(range(1, 64))) is udp.Fault.MALFORMED
 
 
@@ -51,7 +51,7 @@ def test_port_0_is_nobodys():
 
 
 @pytest.mark.parametrize("frag", range(1, 256))
-def test_fragments(frag):
+def test_a_fragment_is_taken_for_no_datagram(frag):
     assert udp.parse(b"\0\0" + bytes([frag]) + V4[3:] + b"payload") is udp.Fault.FRAGMENT
 
 

@@ -92,7 +92,7 @@ def test_what_is_registered_is_in_the_table(network):
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.network)
-def test_row(row):
+def test_a_stranger_reaches_a_special_network_only_where_it_is_allowed(row):
     # Python 3.13 and newer write ::ffff:0:0 as ::ffff:0.0.0.0.
     shortest = str(ipaddress.ip_network(row.network)).replace(":0.0.0.0/", ":0:0/")
     assert shortest == row.network, "not in its shortest form"

@@ -36,7 +36,7 @@ def test_waits_grow_from_the_third_failure_to_the_longest():
 
 
 @pytest.mark.parametrize(("failures", "wait"), [(0, 0), (2, 0), (3, 0.5), (4, 1), (100, 5)])
-def test_next_try_waits(back_off, failures, wait):
+def test_who_has_failed_three_times_waits(back_off, failures, wait):
     fail(back_off, "192.0.2.1", failures)
     assert back_off.wait("192.0.2.1") == wait
 
@@ -48,7 +48,7 @@ def test_nobody_else_waits(back_off):
         assert back_off.wait(other) == 0
 
 
-def test_waiting_counts(back_off, clock):
+def test_time_that_has_passed_is_not_waited_again(back_off, clock):
     fail(back_off, "192.0.2.1", 5)
     clock.now += 1.5
     assert back_off.wait("192.0.2.1") == 0.5

@@ -41,7 +41,7 @@ def file(tmp_path):
         ("a=1\na=2", {"a": "2"}),
     ],
 )
-def test_format(file, text, properties):
+def test_a_file_is_read_as_java_reads_it(file, text, properties):
     assert {key: prop.value for key, prop in read(file(text)).items()} == properties
 
 
@@ -80,7 +80,7 @@ def test_defaults_and_all_interfaces(file):
         ("::1", ("::1", 1080)),
     ],
 )
-def test_host(file, host, listen):
+def test_it_listens_where_host_says(file, host, listen):
     settings, _ = load([file(f"range = 10.\nhost = {host}")])
     assert Config(**settings).listeners == [listen]
 
@@ -104,7 +104,7 @@ def test_everyone_from_everywhere_has_to_be_meant(file):
         ("colour = red", ":2: colour"),
     ],
 )
-def test_warned_of(file, line, said):
+def test_a_key_that_does_nothing_here_is_told(file, line, said):
     assert said in load([file(f"range = 10.\n{line}")]).warnings[0]
 
 
@@ -139,7 +139,7 @@ def test_globals_in_a_later_file(file):
         ("range = 10.\nhost = 127.0.0.1:1080", ":2: host 127.0.0.1:1080: must be"),
     ],
 )
-def test_refused(file, text, said):
+def test_a_file_that_would_mean_something_else_here_is_refused(file, text, said):
     path = file(text)
     with pytest.raises(ConfigError, match=said) as caught:
         load([path])

@@ -44,7 +44,7 @@ def errors(caplog):
 
 
 @every_way
-async def test_without_a_word(server, dial, books, how, errors):
+async def test_clients_that_leave_without_a_word_leave_nothing(server, dial, books, how, errors):
     ledger = books(server)
     for _ in range(20):
         client = await dial(server)

@@ -69,7 +69,7 @@ def test_equal_passwords_have_different_hashes():
 
 @pytest.mark.parametrize("make", MAKERS, ids=IDS)
 @pytest.mark.parametrize("secret", SECRETS, ids=repr)
-def test_right_and_wrong(make, secret):
+def test_a_hash_of_any_program_is_right_for_its_password_only(make, secret):
     stored = make(secret)
     validate(stored)
     assert check(stored, secret)
@@ -170,7 +170,7 @@ def test_unknown_scheme(stored, told):
         BCRYPT.replace("04", "03"),
     ],
 )
-def test_mistyped(stored):
+def test_a_mistyped_hash_is_refused_and_not_repeated(stored):
     with pytest.raises(ValueError) as refused:
         validate(stored)
     assert DIGEST[:8] not in str(refused.value)

@@ -31,7 +31,7 @@ from fastsocks.ranges import parse, parse_rule
         (" 10. ; ;192.0.2.1", ["10.1.1.1", "192.0.2.1"], ["192.0.2.2"]),
     ],
 )
-def test_numeric(text, inside, outside):
+def test_a_range_has_its_first_and_last_address_and_none_beside(text, inside, outside):
     ranges = parse(text)
     assert [one for one in inside if ranges.contains_now(one) is not True] == []
     assert [one for one in outside if ranges.contains_now(one) is not False] == []
@@ -113,7 +113,9 @@ async def lookups():
         ("nowhere.example", "192.0.2.7", False),
     ],
 )
-async def test_names(lookups, text, address, contained):
+async def test_a_name_counts_only_for_the_address_that_it_maps_to(
+    lookups, text, address, contained
+):
     ranges = parse(text)
     assert ranges.contains_now(address) is None
     assert await ranges.contains(address, lookups(Dns())) is contained
@@ -128,7 +130,7 @@ async def test_asked_once_for_many(lookups):
     assert len(dns.asked) == 2
 
 
-async def test_hostile_names(lookups):
+async def test_a_client_whose_name_is_no_name_is_in_no_range(lookups):
     dns = Dns()
     dns.names["192.0.2.1"] = "x" * 64 + ".example.com"
     assert not await parse(".example.com").contains("192.0.2.1", lookups(dns))
@@ -163,7 +165,7 @@ async def test_the_system_is_asked_by_default():
     hosts.close()
 
 
-def test_rules():
+def test_a_rule_whose_list_of_users_is_empty_is_refused():
     rule = parse_rule("10.;.example.com=alice;bob=c")
     assert (rule.text, rule.names) == ("10.;.example.com", {b"alice", b"bob=c"})
     assert parse_rule("10.").names is None

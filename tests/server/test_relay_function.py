@@ -145,7 +145,7 @@ async def test_half_close_from_the_other_end(start):
     assert await result(relaying) == (13, 0, "finished", 0)
 
 
-async def test_nothing_at_all(start):
+async def test_two_ends_that_close_without_a_word_have_finished(start):
     client, remote, relaying = start()
     client.close()
     remote.close()
@@ -212,7 +212,7 @@ async def test_reset_before_it_began(pair, until, resetting):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_cancelled(start, begun):
+async def test_who_cancels_it_resets_both_ends(start, begun):
     client, remote, relaying = start()
     await asyncio.sleep(0)
     if begun:
@@ -345,7 +345,9 @@ def closed() -> socket.socket:
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("place", ["first", "second"])
-async def test_something_else(pair, make, wanted, place):
+async def test_what_cannot_be_relayed_is_refused_and_the_other_left_alone(
+    pair, make, wanted, place
+):
     near, good = pair("tcp")
     wrong = make()
     pair_given = (wrong, good) if place == "first" else (good, wrong)

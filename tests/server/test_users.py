@@ -96,7 +96,7 @@ def change(file, text: str) -> None:
         (bytes(range(256)), True, False, 2),
     ],
 )
-def test_method(offered, login_needed, strict, chosen):
+def test_who_needs_a_login_never_gets_a_method_without_one(offered, login_needed, strict, chosen):
     assert choose_method(offered, login_needed, strict) == chosen
 
 
@@ -118,7 +118,7 @@ def test_method(offered, login_needed, strict, chosen):
         (b"alice:", RIGHT, False),
     ],
 )
-async def test_verdict(users, user, password, granted):
+async def test_only_the_right_password_of_the_right_user_is_granted(users, user, password, granted):
     assert users.check_now(HERE, user, password) is False
     assert await users.verify(HERE, user, password) is granted
 

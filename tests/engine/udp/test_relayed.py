@@ -43,7 +43,7 @@ async def test_its_connection_is_probed(make_place):
     assert found == contract.CONTROL_KEEPALIVE
 
 
-async def test_inline(make_place):
+async def test_on_the_loop_itself_they_are_relayed_as_well(make_place):
     place = make_place(relay_threads=0)
     client, target = place.client(), place.target()
     for number in range(100):
@@ -316,7 +316,7 @@ async def test_datagrams_keep_it_alive(make_place):
     assert (await place.rig.ended())[3] == contract.IDLE
 
 
-async def test_killed(make_place):
+async def test_one_that_is_killed_takes_no_other_along(make_place):
     place = make_place()
     client, other, target = place.client(), place.client(), place.target()
     assert await client.ping(target) == b"ping"
@@ -327,7 +327,7 @@ async def test_killed(make_place):
     assert await other.ping(target) == b"ping"
 
 
-async def test_killed_at_once(make_place):
+async def test_killed_before_they_began_all_are_reported(make_place):
     place = make_place()
     clients = [place.client() for _ in range(50)]
     for client in clients:
@@ -338,7 +338,7 @@ async def test_killed_at_once(make_place):
     await place.rig.at_rest()
 
 
-async def test_closed_with_the_engine(make_place):
+async def test_the_engine_closes_with_every_end_reported(make_place):
     place = make_place()
     clients = [place.client() for _ in range(20)]
     target = place.target()

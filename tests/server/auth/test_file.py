@@ -15,7 +15,7 @@ from support.system import open_descriptors
 
 
 @pytest.mark.parametrize(("user", "password"), RIGHT)
-async def test_right_by_file(filed, dial, say, echo, books, user, password):
+async def test_who_is_in_the_file_is_served(filed, dial, say, echo, books, user, password):
     ledger = books(filed)
     for _ in range(2):  # by its hash, and by what is remembered
         client = await dial(filed)
@@ -40,7 +40,7 @@ async def test_right_by_file(filed, dial, say, echo, books, user, password):
         (b"long", b"p" * 254),
     ],
 )
-async def test_wrong_by_file(filed, dial, say, echo, books, user, password):
+async def test_who_is_not_in_the_file_reaches_nobody(filed, dial, say, echo, books, user, password):
     ledger = books(filed)
     client = await dial(filed)
     request = say.socks5("127.0.0.1", echo.port) + b"payload"

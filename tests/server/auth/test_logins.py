@@ -15,7 +15,9 @@ async def locked(serve):
 
 
 @pytest.mark.parametrize(("user", "password"), RIGHT)
-async def test_right(locked, dial, say, echo, user, password, caplog):
+async def test_who_has_the_password_is_served_and_named_in_the_log(
+    locked, dial, say, echo, user, password, caplog
+):
     client = await dial(locked)
     assert await client.ask(b"\x05\x02\x00\x02", 2) == b"\x05\x02"
     assert await client.ask(say.login(user, password), 2) == b"\x01\x00"
@@ -44,7 +46,7 @@ async def test_right(locked, dial, say, echo, user, password, caplog):
         (b"\r\nroot", b"\x1b[2J"),
     ],
 )
-async def test_wrong(locked, dial, say, books, user, password):
+async def test_a_wrong_login_is_told_so_and_no_more(locked, dial, say, books, user, password):
     ledger = books(locked)
     client = await dial(locked)
     assert await client.ask(b"\x05\x01\x02", 2) == b"\x05\x02"

@@ -206,7 +206,7 @@ async def test_many_that_come_and_go(server, associated, datagrams, books):
 # -- where it is not offered -----------------------------------------------------
 
 
-async def test_off(serve, dial, say):
+async def test_a_server_without_udp_says_that_it_has_no_such_command(serve, dial, say):
     async with serve(udp=False) as server:
         client = await dial(server)
         assert await asked(client, say) == say.failed(7)
