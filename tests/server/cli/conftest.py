@@ -1,5 +1,6 @@
 # What the tests of the command line share: fastsocks as a process of its own, with the
-# lines it wrote and what everyone may see of its arguments, and a remote to reach by it.
+# lines it wrote and what everyone may see of its arguments, the one line of a command that
+# is refused or fails, and a remote to reach by it.
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from fastsocks import cli
 from support.ends import exactly
 from support.programs import first_line, wait_until
 from support.system import asleep
@@ -146,6 +148,55 @@ def interrupted() -> Callable[..., tuple[int, str]]:
 
 def is_empty(pipe: int) -> bool:
     return not select.select([pipe], [], [], 0)[0]
+
+
+def one_line(told: str) -> str:
+    assert "Traceback" not in told, told
+    assert told.startswith("fastsocks: ")
+    assert told.count("\n") == 1, "more than one line"
+    assert told.endswith("\n")
+    return told
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys) -> Callable[..., str]:
+    """``refused("--engine", "warp")``: its one line. In this process, as the tables are
+    long and a process takes its time; nothing is served should it be accepted."""
+
+    async def serve(*accepted: object) -> None:
+        pytest.fail("it was accepted")
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(cli, "serve", serve)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        output, told = capsys.readouterr()
+        assert (ended.value.code, output) == (2, "")
+        return one_line(told)
+
+    return run
+
+
+@pytest.fixture
+def fails(command, environment) -> Callable[..., str]:
+    """``fails(1, "--listen", "192.0.2.1:80")``: the one line of a process of its own."""
+
+    def run(status: int, *arguments: str | bytes, **variables: str) -> str:
+        try:
+            ended = subprocess.run(
+                command(*arguments),
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                env=environment(**variables),
+                timeout=PATIENCE,
+            )
+        except subprocess.TimeoutExpired as running:
+            pytest.fail(f"it took that: {running.stdout!r} {running.stderr!r}")
+        told = ended.stderr.decode()
+        assert (ended.returncode, ended.stdout) == (status, b""), told
+        return one_line(told)
+
+    return run
 
 
 @pytest.fixture

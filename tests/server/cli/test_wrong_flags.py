@@ -1,73 +1,13 @@
-# Asked for what makes no sense: one line that names the flag and says what would be
-# right, exit status 2. Asked for what cannot be had: one line, exit status 1. Never a
-# traceback, and never a proxy that runs with something else than was asked for.
+# Flags that make no sense: one line that names the flag and says what would be right, exit
+# status 2, and no password in it. Never a proxy that runs with something else than was asked for.
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from fastsocks import cli
 from fastsocks.config import ENGINES, RELAYS
 
-PATIENCE = 15.0
 ANYWHERE = ("--listen", "127.0.0.1:0")
-
-
-def one_line(told: str) -> str:
-    assert "Traceback" not in told, told
-    assert told.startswith("fastsocks: ")
-    assert told.count("\n") == 1, "more than one line"
-    assert told.endswith("\n")
-    return told
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys) -> Callable[..., str]:
-    """``refused("--engine", "warp")``: its one line. In this process, as the tables are
-    long and a process takes its time; nothing is served should it be accepted."""
-
-    async def serve(*accepted: object) -> None:
-        pytest.fail("it was accepted")
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(cli, "serve", serve)
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        output, told = capsys.readouterr()
-        assert (ended.value.code, output) == (2, "")
-        return one_line(told)
-
-    return run
-
-
-@pytest.fixture
-def fails(command, environment) -> Callable[..., str]:
-    """``fails(1, "--listen", "192.0.2.1:80")``: the one line of a process of its own."""
-
-    def run(status: int, *arguments: str | bytes, **variables: str) -> str:
-        try:
-            ended = subprocess.run(
-                command(*arguments),
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                env=environment(**variables),
-                timeout=PATIENCE,
-            )
-        except subprocess.TimeoutExpired as running:
-            pytest.fail(f"it took that: {running.stdout!r} {running.stderr!r}")
-        told = ended.stderr.decode()
-        assert (ended.returncode, ended.stdout) == (status, b""), told
-        return one_line(told)
-
-    return run
-
 
 SECONDS = [
     "--handshake-timeout",
@@ -261,87 +201,12 @@ def test_no_password_is_told(refused):
     assert "hunter2" not in told
 
 
-def test_password_file_that_is_no_text(refused, tmp_path):
-    file = tmp_path / "password"
-    file.write_bytes(b"\xff\xfe secret")
-    told = refused("-u", "me", "--password-file", str(file))
-    assert "--password-file" in told
-    assert str(file) in told
-
-
 def test_empty_password_in_the_environment(fails):
     assert "password" in fails(2, *ANYWHERE, "-u", "me", FASTSOCKS_PASSWORD="").lower()
 
 
 def test_arguments_that_are_no_text(fails):
     assert "-P" in fails(2, *ANYWHERE, "-u", "me", "-P", b"\xff")
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        (None, "no such file; make one with: fastsocks passwd"),
-        (b"alice\n", "line 1"),
-        (b"alice:secret\n", "line 1"),
-        (b"# ours\n\nalice:$scrypt$ln=4,r=1,p=1$!$!\n", "line 3"),
-        (b"alice:\xff\xfe\n", "line 1"),
-        (b"\0", "line 1"),
-    ],
-    ids=lambda value: "" if isinstance(value, str) else repr(value),
-)
-def test_users_file_that_is_wrong(fails, tmp_path, text, named):
-    """Named with its line, before anybody is served; what is in it stays there."""
-    file = tmp_path / "users"
-    if text is not None:
-        file.write_bytes(text)
-    told = fails(2, *ANYWHERE, "--users", str(file))
-    assert f"--users {file}" in told
-    assert named in told
-    assert "secret" not in told
-
-
-def test_users_file_that_is_none(fails):
-    assert "--users /: " in fails(2, *ANYWHERE, "--users", "/")
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "named"),
-    [
-        ("port = 1080\n", "", "range is missing"),
-        ("range = 10.\nport = http\n", ":2", "port"),
-        ("range = 10.\nport = 65536\n", ":2", "port"),
-        ("range = 10.1\n", ":1", "range"),
-        ("range = 10.\nusers = ;\n", ":2", "users"),
-        ("range = 10.\niddleTimeout = soon\n", ":2", "iddleTimeout"),
-        ("range = 10.\niddleTimeout = -1\n", ":2", "iddleTimeout"),
-        ("range = 10.\nproxy = 192.0.2.1\n", ":2", "proxy"),
-        ("Range = 10.\n", ":1", "range"),
-        ("range = 10.\\u00zz\n", "", ""),
-        ("\ufeffusers = me\nrange = 10.\n", ":1", "byte order mark"),
-    ],
-    ids=lambda value: repr(value) if value.endswith("\n") else "",
-)
-def test_jsocks_file_that_is_wrong(refused, tmp_path, text, line, named):
-    file = tmp_path / "socks.properties"
-    file.write_text(text, encoding="utf-8")
-    told = refused("--jsocks", str(file))
-    assert f"{file}{line}" in told
-    assert named in told
-
-
-def test_second_jsocks_file_that_is_wrong(refused, tmp_path):
-    right, wrong = tmp_path / "right.properties", tmp_path / "wrong.properties"
-    right.write_text("range = 10.\n")
-    wrong.write_text("range = 10.1\n")
-    assert f"{wrong}:1" in refused("--jsocks", str(right), str(wrong))
-
-
-def test_host_of_a_jsocks_file_that_is_a_name(refused, tmp_path):
-    file = tmp_path / "socks.properties"
-    file.write_text("range = 10.\nhost = nowhere\n")
-    told = refused("--jsocks", str(file))
-    assert f"{file}:2: host nowhere: must be" in told
-    assert "--listen" not in told
 
 
 @pytest.mark.parametrize("more", [["-u", "me", "-P", "x"], ["--ident", "10."], ["--open"]])
@@ -367,86 +232,3 @@ def test_beyond_loopback_without_a_user(refused, arguments):
     told = refused(*arguments)
     assert "--open" in told
     assert "user" in told
-
-
-# -- what cannot be had ------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
-def test_port_taken(fails, family):
-    host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
-    with socket.create_server((host, 0), family=family) as taken:
-        port = taken.getsockname()[1]
-        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        told = fails(1, *ANYWHERE, "--listen", place)
-    assert f"cannot listen on {place}: {os.strerror(errno.EADDRINUSE)}" in told
-
-
-@pytest.mark.parametrize("limit", [10, 12, 20])
-def test_too_few_descriptors(command, environment, limit):
-    ended = subprocess.run(
-        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command(*ANYWHERE)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=environment(),
-        timeout=PATIENCE,
-        text=True,
-    )
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert one_line(ended.stderr) == (
-        f"fastsocks: {os.strerror(errno.EMFILE)}: fastsocks needs {cli.DESCRIPTORS_MIN} more"
-        " descriptors to start (ulimit -n)\n"
-    )
-
-
-def test_what_is_meant_for_standard_error_goes_nowhere_else(command, environment):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        place = "{}:{}".format(*taken.getsockname())
-        ended = subprocess.run(
-            ["sh", "-c", 'exec "$@" 2>&-', "sh", *command("--listen", place)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=environment(),
-            timeout=PATIENCE,
-        )
-    assert (ended.returncode, ended.stdout) == (1, b"")
-
-
-def test_same_place_twice(fails):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        place = "{}:{}".format(*probe.getsockname())
-    told = fails(1, "--listen", place, "--listen", place)
-    assert f"cannot listen on {place}: {os.strerror(errno.EADDRINUSE)}" in told
-
-
-@pytest.mark.parametrize("place", ["192.0.2.1:1080", "[2001:db8::1]:1080"])
-def test_address_of_another_machine(fails, place):
-    told = fails(1, "--listen", place, "--open")
-    assert f"cannot listen on {place}: " in told
-    assert os.strerror(errno.EADDRNOTAVAIL) in told
-
-
-def test_zone_that_does_not_exist(fails):
-    told = fails(1, "--open", "--listen", "[fe80::1%nowhere0]:1080")
-    assert "cannot listen on [fe80::1%nowhere0]:1080: there is no interface nowhere0" in told
-
-
-def test_engine_that_was_never_compiled(tmp_path, command, environment):
-    """A source tree that was never compiled: named, with what would work instead."""
-    package = tmp_path / "fastsocks"
-    source = Path(cli.__file__).parent
-    for file in source.rglob("*.py"):
-        copy = package / file.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
-    ended = subprocess.run(
-        command(*ANYWHERE, "--engine", "native"),
-        capture_output=True,
-        env=environment(PYTHONPATH=str(tmp_path)),
-        timeout=PATIENCE,
-        text=True,
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.count("\n") == 1
-    assert "--engine native" in ended.stderr
-    assert "python" in ended.stderr
