@@ -1,137 +1,23 @@
 # From addresses to a connection: families take turns, a dead address costs a quarter of a
-# second, the first that stands wins and the others are closed, and nothing is dialled that
-# was not judged. Sockets are real; what names mean is a table.
+# second, the first that stands wins and the others are closed.
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
-import random
 import socket
-import time
-from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from fastsocks import dial as dialling
-from fastsocks import engine as contract
-from fastsocks.addresses import Judge
-from fastsocks.dial import Dialer, interleaved
-from fastsocks.errors import ClientGone, Reply, RuleDenied
+from fastsocks.dial import interleaved
+from fastsocks.errors import ClientGone
 from support.ends import ROOM_FOR_ONE, reset
 from support.system import connecting_to, open_descriptors
 
-LOCAL, STRANGER = "127.0.0.1", "198.41.0.4"
-
-
-class Table:
-    """A resolver that answers from a table, and remembers nothing unless told."""
-
-    def __init__(self, **answers: Sequence[str]) -> None:
-        self.answers = {name: tuple(addresses) for name, addresses in answers.items()}
-        self.known: dict[str, tuple[str, ...]] = {}
-        self.asked = 0
-
-    def remembered(self, name: str) -> tuple[str, ...] | None:
-        return self.known.get(name)
-
-    async def resolve(self, name: str, budget: float, client_host: str) -> tuple[str, ...]:
-        self.asked += 1
-        await asyncio.sleep(0)
-        return self.answers[name]
-
-
-class Engine:
-    """The engine under test, and a record of what it was asked to dial."""
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-        self.dialled: list[str] = []
-        self.times: list[float] = []
-
-    def dial(self, client: Any, address: tuple[str, int], source: str | None, timeout: float):
-        self.dialled.append(address[0])
-        self.times.append(time.monotonic())
-        return self.real.dial(client, address, source, timeout)
-
-
-class Rig:
-    def __init__(self, engine: Engine, client: Any, far: socket.socket) -> None:
-        self.engine = engine
-        self.client = client
-        self.far = far
-
-    def dialer(self, *answer: str, timeout: float = 10.0, **more: Any) -> Dialer:
-        judge = Judge(more.pop("allowed", ()), (), more.pop("families", ("ipv4", "ipv6")))
-        sources = more.pop("sources", {})
-        return Dialer(self.engine, Table(host=answer), judge, timeout, sources, **more)
-
-    async def dial(self, port: int, *answer: str, who: str = LOCAL, **more: Any) -> Any:
-        return await self.dialer(*answer, **more).dial(self.client, who, "host", port, True)
-
-
-@pytest.fixture
-async def rig(engine_name: str, until: Any):
-    descriptors = open_descriptors()
-    tasks = len(asyncio.all_tasks())
-    loop = asyncio.get_running_loop()
-    real = contract.choose(engine_name, loop, contract.Settings(), lambda ended: None)
-    ours, theirs = socket.socketpair()
-    yield Rig(Engine(real), real.adopt(theirs), ours)
-    ours.close()
-    real.close()
-    await until(lambda: len(asyncio.all_tasks()) <= tasks, "all attempts are over")
-    assert open_descriptors() <= descriptors, "a loser was left open"
-
-
-@pytest.fixture
-def listening():
-    """listen(host, port): a listener; ``port`` of one that other families share."""
-    with contextlib.ExitStack() as stack:
-
-        def listen(host: str = "127.0.0.1", port: int = 0, backlog: int = 16) -> socket.socket:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            address = host, port or free_everywhere()
-            sock = socket.create_server(address, family=family, backlog=backlog)
-            return stack.enter_context(sock)
-
-        yield listen
-
-
-@pytest.fixture
-def hole(listening: Callable[..., socket.socket]):
-    """hole(host): the port of a listener that answers no SYN, its queue being full."""
-    with contextlib.ExitStack() as stack:
-
-        def dig(host: str = "127.0.0.1", port: int = 0) -> int:
-            address = listening(host, port, ROOM_FOR_ONE).getsockname()
-            for _ in range(4):
-                filler = stack.enter_context(
-                    socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-                )
-                filler.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    filler.connect(address)
-            return address[1]
-
-        yield dig
-
-
-def free_everywhere() -> int:
-    """A port for listeners on several addresses: one that the kernel gave would be free on
-    one of them only, and to any connection meanwhile. It gives out those from 32,768 on."""
-    for port in random.sample(range(10_000, 30_000), 100):
-        with (
-            contextlib.suppress(OSError),
-            socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True),
-        ):
-            return port
-    raise AssertionError("no port is free in both families")
-
+LOCAL = "127.0.0.1"
 
 # -- order ---------------------------------------------------------------------
 
@@ -310,98 +196,6 @@ async def test_the_most_telling_error(rig, monkeypatch, errors, told):
     assert raised.value.errno == told
 
 
-# -- rules ---------------------------------------------------------------------
-
-
-async def test_an_address_that_is_denied_is_skipped_and_never_dialled(rig, refused_port):
-    with pytest.raises(ConnectionRefusedError):
-        await rig.dial(
-            refused_port,
-            *("10.0.0.1", "::1", "127.0.0.9", "169.254.169.254", "::ffff:10.0.0.1"),
-            who=STRANGER,
-            allowed=["127.0.0.9/32"],
-        )
-    assert rig.engine.dialled == ["127.0.0.9"]
-
-
-async def test_all_denied(rig):
-    with pytest.raises(RuleDenied) as raised:
-        await rig.dial(80, "10.0.0.1", "::1", "127.0.0.1", who=STRANGER)
-    assert raised.value.reply is Reply.NOT_ALLOWED
-    assert rig.engine.dialled == []
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"])
-async def test_a_literal_is_judged_before_anything_happens(rig, host):
-    with pytest.raises(RuleDenied):
-        await rig.dialer().dial(rig.client, STRANGER, host, 80, False)
-    assert rig.engine.dialled == []
-
-
-async def test_what_a_name_means_a_moment_later_does_not_matter(rig, listening, monkeypatch):
-    """Rebinding: an answer for the judge, and another one for the connection."""
-    victim = listening("127.0.0.1")
-    port = victim.getsockname()[1]
-    dialer = rig.dialer()
-    answers = iter([("192.0.2.1", "127.0.0.9"), ("127.0.0.1",), ("127.0.0.1",)])
-
-    async def changing(name: str, budget: float, client_host: str) -> tuple[str, ...]:
-        return next(answers)
-
-    monkeypatch.setattr(dialer._resolver, "resolve", changing)
-    real = socket.getaddrinfo
-
-    def literals_only(host: str, *rest: Any, **more: Any) -> Any:
-        assert more["flags"] & socket.AI_NUMERICHOST, f"{host} is looked up again"
-        return real(host, *rest, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", literals_only)
-    dialer._judge = Judge(["127.0.0.9"], ())
-    with pytest.raises(OSError):
-        await dialer.dial(rig.client, STRANGER, "host", port, True)
-    assert rig.engine.dialled == ["127.0.0.9"]
-    with pytest.raises(RuleDenied):
-        await dialer.dial(rig.client, STRANGER, "host", port, True)
-    assert rig.engine.dialled == ["127.0.0.9"]
-    victim.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        victim.accept()
-
-
-# -- families and sources --------------------------------------------------------
-
-
-@pytest.mark.parametrize(("family", "host"), [("ipv4", "::1"), ("ipv6", "127.0.0.1")])
-async def test_a_literal_of_a_family_that_is_not_used(rig, family, host):
-    dialer = rig.dialer(families=[family])
-    with pytest.raises(RuleDenied) as raised:
-        await dialer.dial(rig.client, LOCAL, host, 80, False)
-    assert raised.value.reply is Reply.ADDRESS_NOT_SUPPORTED
-    assert rig.engine.dialled == []
-
-
-async def test_each_family_has_its_source(rig, listening):
-    sources = {"ipv4": "127.0.0.3", "ipv6": "::1"}
-    for host, source in (("127.0.0.1", "127.0.0.3"), ("::1", "::1")):
-        port = listening(host).getsockname()[1]
-        remote = await rig.dial(port, host, sources=sources)
-        assert remote.sockname[0] == source
-        remote.close()
-
-
-async def test_addresses_of_a_family_that_is_not_used(rig, listening):
-    port = listening("127.0.0.1").getsockname()[1]
-    remote = await rig.dial(port, "::1", "127.0.0.1", families=["ipv4"])
-    assert rig.engine.dialled == ["127.0.0.1"]
-    remote.close()
-    with pytest.raises(RuleDenied) as raised:
-        await rig.dial(port, "::1", families=["ipv4"])
-    assert raised.value.reply is Reply.ADDRESS_NOT_SUPPORTED
-    with pytest.raises(RuleDenied) as raised:
-        await rig.dial(port, "::1", "0.0.0.0", families=["ipv4"])
-    assert raised.value.reply is Reply.NOT_ALLOWED
-
-
 # -- through the server ----------------------------------------------------------
 
 
@@ -429,7 +223,9 @@ async def test_a_name_with_a_dead_address_through_the_server(
         ("ipv6-only", ["127.0.0.1", "::1"], "ipv6"),
     ],
 )
-async def test_the_family_that_is_preferred(serve, dial, names, remote, prefer, answers, family):
+async def test_the_family_that_is_preferred(
+    serve, dial, names, remote, free_everywhere, prefer, answers, family
+):
     """Against the resolver's order; both would answer."""
     names.answers["both.example"] = answers
     port = free_everywhere()
