@@ -1,5 +1,5 @@
-# What every test shares: both engines, on uvloop, and the books of the process
-# (descriptors, Tasks) that must balance after each session.
+# What every test shares: both engines, on uvloop, the books of the process (descriptors,
+# Tasks) that must balance after each session, and a port that refuses.
 
 from __future__ import annotations
 
