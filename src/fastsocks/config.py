@@ -26,6 +26,10 @@ PREFERENCES = ("", "ipv4", "ipv6", "ipv4-only", "ipv6-only")
 
 SECONDS_MAX = 10**9
 IDENT_SECONDS_MIN = 0.001  # no limit would let an identd hold sessions for ever
+TIMEOUTS = (
+    *("handshake_timeout", "connect_timeout", "idle_timeout", "half_closed_timeout"),
+    *("grace", "bind_timeout", "udp_timeout"),
+)
 THREADS_MAX = 1024
 COUNT_MAX = 10**6
 PIPE_SIZE_MIN, PIPE_SIZE_MAX = 1 << 16, 1 << 30
@@ -77,33 +81,32 @@ class Config:
 
     def __post_init__(self) -> None:
         fields.check(self)
-        # What has been checked is what counts, whatever the caller does with his lists.
+        self._keep_copies()
+        one_of("engine", self.engine, ENGINES)
+        one_of("relay", self.relay, RELAYS)
+        one_of("prefer", self.prefer, PREFERENCES)
+        self._check_limits()
+        self._check_addresses()
+        self._check_listeners()
+        self._check_users()
+        self._check_commands()
+        self._check_not_open()
+
+    def _keep_copies(self) -> None:
+        """What has been checked is what counts, whatever the caller does with a list."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, field.name, dict(value))
             elif isinstance(value, MutableSequence):
                 object.__setattr__(self, field.name, list(value))
-        one_of("engine", self.engine, ENGINES)
-        one_of("relay", self.relay, RELAYS)
-        one_of("prefer", self.prefer, PREFERENCES)
-        for name in (
-            "handshake_timeout",
-            "connect_timeout",
-            "idle_timeout",
-            "half_closed_timeout",
-            "grace",
-            "bind_timeout",
-            "udp_timeout",
-        ):
+
+    def _check_limits(self) -> None:
+        for name in TIMEOUTS:
             within(name, getattr(self, name), 0, SECONDS_MAX)
         within("ident_timeout", self.ident_timeout, IDENT_SECONDS_MIN, SECONDS_MAX)
-        for text in self.ident:
-            try:
-                parse_rule(text)
-            except ValueError as error:
-                raise ConfigError(f"ident {text}: {error}") from None
         within("relay_threads", self.relay_threads, 0, THREADS_MAX)
+        within("udp_per_client", self.udp_per_client, 1, COUNT_MAX)
         if self.max_pipes is not None:
             within("max_pipes", self.max_pipes, 0, COUNT_MAX)
         if self.max_sessions is not None:
@@ -112,11 +115,14 @@ class Config:
             raise ConfigError(
                 f"pipe_size {self.pipe_size}: must be {PIPE_SIZE_MIN} to {PIPE_SIZE_MAX} octets"
             )
-        self._check_addresses()
+
+    def _check_listeners(self) -> None:
         if not self.listen:
             raise ConfigError("listen: at least one HOST:PORT is needed")
         for text in self.listen:
             parse_listener(text)
+
+    def _check_users(self) -> None:
         for user, password in self.users.items():
             for what, text in (("user name", user), ("password", password)):
                 if not is_credential(text):
@@ -125,8 +131,11 @@ class Config:
             raise ConfigError('users_file "": must name a file')
         if self.authenticator is not None and (self.users or self.users_file is not None):
             raise ConfigError("authenticator: decides alone; must not be given with users")
-        self._check_commands()
-        self._check_not_open()
+        for text in self.ident:
+            try:
+                parse_rule(text)
+            except ValueError as error:
+                raise ConfigError(f"ident {text}: {error}") from None
 
     def _check_commands(self) -> None:
         """What is set for a command that is not offered would deceive whoever has set it."""
@@ -153,7 +162,6 @@ class Config:
             Judge(self.allow, ())
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        within("udp_per_client", self.udp_per_client, 1, COUNT_MAX)
         if self.udp_ports is not None:
             first, last = self.udp_ports
             if not 1 <= first <= last <= 65535:

@@ -87,7 +87,8 @@ class Sessions:
                 self._associate, stages.associations
             )
         self._quiet = quiet
-        self._ident = stages.ident if stages.ident else None  # spares a call a session
+        self._ident = stages.ident if stages.ident else None
+        self._others_decide = self._ident is not None or self._custom is not None
         self._visits: dict[Conn, Visit] = {}
 
     def begin(self, client: Conn) -> None:
@@ -161,11 +162,9 @@ class Sessions:
                 continue
             if isinstance(event, Methods):
                 method = choose_method(event, login_needed, self._strict_methods)
-                may_be_admitted = self._custom is not None and NO_AUTH in event
-                if self._ident is not None and (method is not None or may_be_admitted):
-                    await self._identify(self._ident, client, flow, None)
-                if may_be_admitted and await self._admitted(client):
-                    login_needed, method = False, NO_AUTH
+                if self._others_decide:
+                    method = await self._ask_others(method, event, client, flow)
+                    login_needed = login_needed and method != NO_AUTH
                 if method is None:
                     raise ProtocolError("no acceptable authentication method offered")
                 answer = machine.choose(method)
@@ -177,15 +176,28 @@ class Sessions:
                 answer = machine.verdict(True)
             if not client.send_now(answer):
                 await client.sent()
-        if not machine.has_login:  # SOCKS4, whose user id proves nothing
-            refusal = AuthError("SOCKS4 cannot authenticate, and users are configured")
-            if login_needed and self._custom is None:
-                raise refusal
-            if self._ident is not None:
-                await self._identify(self._ident, client, flow, event.user)
-            if login_needed and not await self._admitted(client):
-                raise refusal
+        if not machine.has_login and (login_needed or self._others_decide):
+            await self._admit_without_login(client, flow, login_needed, event.user)
         return event
+
+    async def _ask_others(
+        self, method: int | None, offered: Methods, client: Conn, flow: Flow
+    ) -> int | None:
+        """Ident may turn the client away, and the embedding program let it in as it is; ident
+        first, as what the program does may be dear."""
+        may_be_admitted = self._custom is not None and NO_AUTH in offered
+        if method is not None or may_be_admitted:
+            await self._identify(client, flow, None)
+        return NO_AUTH if may_be_admitted and await self._admitted(client) else method
+
+    async def _admit_without_login(
+        self, client: Conn, flow: Flow, login_needed: bool, user_id: bytes
+    ) -> None:
+        """SOCKS4, whose user id proves nothing."""
+        if not login_needed or self._custom is not None:
+            await self._identify(client, flow, user_id)
+        if login_needed and not await self._admitted(client):
+            raise AuthError("SOCKS4 cannot authenticate, and users are configured")
 
     async def _admitted(self, client: Conn) -> bool:
         """Whether the embedding program lets the client in as it is."""
@@ -194,11 +206,11 @@ class Sessions:
         async with while_there(client):
             return await self._custom.admits(client.peer)
 
-    async def _identify(
-        self, ident: Ident, client: Conn, flow: Flow, user_id: bytes | None
-    ) -> None:
+    async def _identify(self, client: Conn, flow: Flow, user_id: bytes | None) -> None:
+        if self._ident is None:
+            return
         async with while_there(client):
-            name = await ident.admit(client, user_id)
+            name = await self._ident.admit(client, user_id)
         if name is not None:
             flow.user = name.strip()
 
