@@ -58,7 +58,7 @@ PROGRAM = {
 # What the stages stand on.
 HELPERS = [
     *("backoff", "passwords", "users_file", "ranges", "hosts", "literals"),
-    *("clients", "turns", "crew", "waits", "own_ports", "routes"),
+    *("clients", "turns", "crew", "waits", "places", "routes"),
 ]
 # Who looks a name up, listens, is given sockets by the caller, or chooses the loop.
 SOCKET_USERS = {

@@ -15,6 +15,7 @@ cdef class Association:
     cdef Endpoint client        # the client's address, as its TCP connection has it
     cdef Endpoint source[2]     # where to send from, per family; family 0: anywhere
     cdef object on_ask
+    cdef bint is_local          # the client is on this machine
     cdef object flow
     cdef Relay *relay           # NULL before the hand-over and after the end
     cdef uint32_t index
@@ -36,7 +37,7 @@ cdef class Datagrams:
     cdef Assoc *new_slot(self) except NULL
     cdef int free_slot(self, Assoc *assoc) except -1
     cdef int serve_on(self, Relay *relay) except -1
-    cdef Association open(self, Address *client, str host, sources, on_ask)
+    cdef Association open(self, Address *client, str host, sources, on_ask, bint is_local)
     cdef uint64_t take(self, Association association, int control, Relay *relay, flow) except 0
     cdef int kill(self, uint64_t handle) except -1
     cdef list drain(self)

@@ -29,8 +29,8 @@ from fastsocks._linux cimport (
 from fastsocks._relay cimport ASSOCIATION, Relay, Timer, milliseconds
 from fastsocks._udp cimport (
     ACTIVE, ALLOWED, ANSWER, ASSOC_CHUNK, ASSOC_CHUNKS, Assoc, CLIENT, CONTROL, DENIED, END,
-    JOIN, LEGS, Question, Udp, UdpCommand, UdpOrder, UdpStats, VACANT, assoc_at, udp_open,
-    udp_order
+    JOIN, LEGS, PORTS, Question, Udp, UdpCommand, UdpOrder, UdpStats, VACANT, assoc_at,
+    udp_open, udp_order
 )
 from fastsocks._visits cimport Turn
 
@@ -96,6 +96,9 @@ cdef class Datagrams:
         if getrandom(self.key, sizeof(self.key), 0) < <ssize_t>sizeof(self.key):
             raise os_error(errno)
         self.next_port = random.randrange(1 << 16)
+        self.arena.own_ports = <uint32_t *>calloc(2 * PORTS, sizeof(uint32_t))
+        if self.arena.own_ports == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
         cdef uint32_t i
@@ -107,6 +110,7 @@ cdef class Datagrams:
             question = after
         for i in range(self.arena.count // ASSOC_CHUNK):
             free(self.arena.chunks[i])
+        free(self.arena.own_ports)
 
     cdef int serve_on(self, Relay *relay) except -1:
         cdef int failed = udp_open(relay)
@@ -124,13 +128,14 @@ cdef class Datagrams:
 
     # -- an association begins -----------------------------------------------
 
-    cdef Association open(self, Address *client, str host, sources, on_ask):
+    cdef Association open(self, Address *client, str host, sources, on_ask, bint is_local):
         cdef Association association = Association.__new__(Association)
         cdef Address address
         cdef Endpoint source
         cdef socklen_t length
         association.owner = self
         association.on_ask = on_ask
+        association.is_local = is_local
         if not to_endpoint(client, &association.client):
             raise OSError(EINVAL, "the client's connection has no IP address")
         for literal in sources:
@@ -192,6 +197,7 @@ cdef class Datagrams:
         assoc.client = association.client
         assoc.source[0], assoc.source[1] = association.source[0], association.source[1]
         assoc.full_cone = self.settings.udp_full_cone
+        assoc.is_local = association.is_local
         assoc.relay = relay
         assoc.timer.owner = assoc
         association.fd = -1

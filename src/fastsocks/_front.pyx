@@ -846,10 +846,12 @@ cdef class Engine:
 
     # -- datagrams -----------------------------------------------------------
 
-    def open_udp(self, Conn client not None, str host not None, sources, on_ask):
+    def open_udp(
+        self, Conn client not None, str host not None, sources, on_ask, bint is_local=False
+    ):
         if client.fd < 0:
             raise OSError(EBADF, "this connection is closed or was handed over")
-        return self.datagrams.open(&client.address, host, sources, on_ask)
+        return self.datagrams.open(&client.address, host, sources, on_ask, is_local)
 
     def associate(self, Conn client not None, Association association not None, flow):
         cdef int fd
@@ -893,8 +895,8 @@ cdef class Engine:
     def close(self):
         cdef uint32_t index
         cdef Conn conn
-        if self.epfd < 0:
-            return
+        if self.epfd < 0 or self.pid != getpid():
+            return  # where it is a forked child's copy, the sockets are the parent's
         # None that is resumed may go on within this, and make what would be left over.
         self.turn.closed = True
         self.turn.under_way = False

@@ -70,6 +70,8 @@ cdef struct Assoc:
     Endpoint client             # the client's address; its port once it is known
     uint8_t pinned              # it is known, and the client's socket connected to it
     uint8_t full_cone
+    uint8_t is_local            # the client is on this machine
+    uint16_t own_port[LEGS]     # of the remote sockets, 0 where there is none
     Endpoint source[2]          # what to bind the remote sockets to; family 0: anything
     uint64_t active_ms          # when a datagram was last passed on
     uint64_t up                 # octets of payload passed on
@@ -123,10 +125,18 @@ cdef enum:
     ASSOC_CHUNKS = 1024
 
 
+cdef enum:
+    PORTS = 65536
+    OPEN = 0xFFFFFFFF
+
+
 cdef struct AssocArena:
     Assoc *chunks[ASSOC_CHUNKS]
     uint32_t count
     Assoc *free                 # through Assoc.next; touched by the loop thread only
+    # By family and port: until when (in seconds) what comes from there may be of a remote
+    # socket of ours; OPEN while there is one.
+    uint32_t *own_ports
 
 
 cdef struct UdpStats:

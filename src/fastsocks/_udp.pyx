@@ -27,9 +27,10 @@ from fastsocks._linux cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, ETIMEDOUT, IPPROTO_IPV6, IPV6_V6ONLY, MSG_DONTWAIT,
     MSG_NOSIGNAL, MSG_TRUNC, POLLIN, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
     SOL_UDP, SO_ERROR, SO_RCVBUF, SO_SNDBUF, UDP_GRO, UDP_SEGMENT, bind, close, cmsghdr,
-    connect, count_u64, errno, eventfd_write, getsockopt, iovec, keyed_hash, load_u32, mmsghdr,
-    msghdr, poll, pollfd, push_list, recv, recvmmsg, sendmmsg, sendmsg, sendto, setsockopt,
-    sockaddr, sockaddr_in, sockaddr_in6, socket, socklen_t, store_u32, take_list
+    connect, count_u64, errno, eventfd_write, getsockname, getsockopt, iovec, keyed_hash,
+    load_u32, mmsghdr, msghdr, ntohs, poll, pollfd, push_list, recv, recvmmsg, sendmmsg,
+    sendmsg, sendto, setsockopt, sockaddr, sockaddr_in, sockaddr_in6, socket, socklen_t,
+    store_u32, take_list
 )
 from fastsocks._relay cimport (
     ASSOCIATION, CLIENT_RESET, FINISHED, IDLE, KILLED, Relay, TICK_MS, Timer, reset_on_close,
@@ -50,6 +51,9 @@ cdef enum:
     BUFFER = 512 * 1024
     # A fault of UDP_SEGMENT with datagrams beyond this is the path's MTU, not the socket.
     MTU_LEAST = 1200
+    # How long a datagram may wait in a socket, in seconds, where a turn takes milliseconds; for
+    # so long a client that the kernel gives the port to would not be heard.
+    WAITING_S = 1
 
 cdef enum:
     ATYP_IPV4 = 1
@@ -556,7 +560,7 @@ cdef void receive_up(Relay *relay, Assoc *assoc) noexcept nogil:
         at = <char *>scratch.in_vector[i].iov_base
         left = scratch.inbox[i].msg_len
         segment = segment_of(&scratch.inbox[i])
-        if not is_client(assoc, &scratch.sender[i]):
+        if not is_client(relay, assoc, &scratch.sender[i]):
             count_u64(&udp.stats.source, datagrams_in(left, segment))
             continue
         while True:
@@ -570,10 +574,22 @@ cdef void receive_up(Relay *relay, Assoc *assoc) noexcept nogil:
     flush(relay, assoc)
 
 
-cdef bint is_client(Assoc *assoc, Endpoint *sender) noexcept nogil:
+cdef bint is_client(Relay *relay, Assoc *assoc, Endpoint *sender) noexcept nogil:
     if not same_host(&assoc.client, sender):
         return False
+    if assoc.is_local and is_own_port(relay, sender):
+        return False  # somebody else sends through this proxy to the port of a client of it
     return not assoc.pinned or port_of(&assoc.client) == port_of(sender)
+
+
+cdef inline uint32_t *own_port_at(Udp *udp, Endpoint *endpoint) noexcept nogil:
+    cdef uint32_t family = PORTS if endpoint.any.sa_family == AF_INET6 else 0
+    return &udp.arena.own_ports[family + ntohs(port_of(endpoint))]
+
+
+cdef bint is_own_port(Relay *relay, Endpoint *sender) noexcept nogil:
+    cdef uint32_t until = load_u32(own_port_at(<Udp *>relay.guests, sender))
+    return until != 0 and until >= relay.now_ms // 1000
 
 
 cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
@@ -672,6 +688,7 @@ cdef void send_up(Relay *relay, Assoc *assoc, Destination *destination, char *pa
 
 cdef int remote_open(Relay *relay, Assoc *assoc, int leg) noexcept nogil:
     """The socket towards targets of one family, bound to the configured source."""
+    cdef Udp *udp = <Udp *>relay.guests
     cdef Endpoint source = assoc.source[leg - REMOTE4]
     cdef socklen_t length = sizeof(sockaddr_in) if leg == REMOTE4 else sizeof(sockaddr_in6)
     cdef int on = 1
@@ -687,6 +704,9 @@ cdef int remote_open(Relay *relay, Assoc *assoc, int leg) noexcept nogil:
             or watch(relay.epfd, EPOLL_CTL_ADD, fd, EPOLLIN, assoc_data(assoc, leg)) < 0:
         close(fd)
         return -1
+    if getsockname(fd, &source.any, &length) == 0:
+        assoc.own_port[leg] = port_of(&source)
+        store_u32(own_port_at(udp, &source), OPEN)
     assoc.fd[leg] = fd
     return 0
 
@@ -801,6 +821,17 @@ cdef void watch_over(Relay *relay, Assoc *assoc, uint32_t events) noexcept nogil
         assoc_end(relay, assoc, CLIENT_RESET, errno)
 
 
+cdef void disown_port(Relay *relay, Assoc *assoc, int leg) noexcept nogil:
+    """What came from there may still wait in the socket of another association."""
+    cdef Endpoint place
+    if assoc.own_port[leg] == 0:
+        return
+    place.any.sa_family = AF_INET if leg == REMOTE4 else AF_INET6
+    place.v4.sin_port = assoc.own_port[leg]
+    store_u32(own_port_at(<Udp *>relay.guests, &place),
+              <uint32_t>(relay.now_ms // 1000) + WAITING_S)
+
+
 cdef void assoc_end(Relay *relay, Assoc *assoc, int reason, int error) noexcept nogil:
     cdef Udp *udp = <Udp *>relay.guests
     cdef Destination *destination = assoc.newest
@@ -816,6 +847,7 @@ cdef void assoc_end(Relay *relay, Assoc *assoc, int reason, int error) noexcept 
             watch(relay.epfd, EPOLL_CTL_DEL, assoc.fd[leg], 0, 0)
             close(assoc.fd[leg])
         assoc.fd[leg] = -1
+        disown_port(relay, assoc, leg)
     while destination != NULL:
         after = destination.older
         free(destination)

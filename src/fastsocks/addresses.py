@@ -218,7 +218,9 @@ class Judge:
             self._names.add(entry)
             return
         try:
-            network = ipaddress.ip_network(entry if "%" not in entry else "", strict=False)
+            if "%" in entry:
+                raise ValueError("an interface is no part of a network")
+            network = ipaddress.ip_network(entry, strict=False)
         except ValueError:
             raise ValueError(
                 f"allow {entry}: must be a network such as 10.1.0.0/16,"
@@ -246,6 +248,12 @@ class Judge:
                 (len(packed), port) in self._everywhere and leads_here(packed, port)
             ):
                 raise RuleDenied(f"{host} port {port} is this proxy itself")
+
+
+def is_own(host: str) -> bool:
+    """Whether an IP literal is an address of this machine."""
+    packed = packed_address(host)
+    return packed is not None and leads_here(packed, 1)
 
 
 # Bounded, this one and the next; a stranger who fills them costs others a microsecond.

@@ -33,15 +33,19 @@ from fastsocks.clients import network_of
 from fastsocks.crew import Crew
 from fastsocks.errors import ConfigError, TooManyLogins
 from fastsocks.passwords import check, cost
+from fastsocks.places import Places
 from fastsocks.proto.wire import NO_AUTH, USER_PASSWORD, Credentials
 from fastsocks.quiet import QuietLog
 
-# Checks at once and in all, those that wait included. Each may take 64 MiB and half a
-# second; waiting longer than a handshake may take is waiting for nothing. One client's
-# address or network gets half of them at most, and two of the threads (turns.py).
+# Checks at once and in all, those that wait for a thread included. Each may take 64 MiB and
+# half a second; waiting longer than a handshake may take is waiting for nothing.
 THREADS = 3
 CHECKS_MAX = 64
 THREAD_IDLE = 10.0  # seconds
+# So many of them for one client's address or network: of guesses that come all at once, no
+# more are looked at before the first have failed, and the rest have to wait for it.
+CHECKS_PER_ADDRESS = 8
+WAITING_PER_ADDRESS = 64
 
 # Seconds for which a slow hash is not checked again, for those who open many connections.
 REMEMBERED = 300.0
@@ -102,6 +106,7 @@ class Users:
         self._key = os.urandom(32)
         # keyed hash of a claim -> the answer that those who claim it wait for
         self._checks: dict[bytes, asyncio.Future[bool]] = {}
+        self._places = Places(CHECKS_PER_ADDRESS, WAITING_PER_ADDRESS)
         self._crew: Crew | None = None
         if path is not None:
             self._take(users_file.read(path))
@@ -121,23 +126,27 @@ class Users:
         being checked or waiting.
         """
         host = client[0]
-        wait = self._back_off.wait(host)
-        if wait is None:
-            await self._sleep(LONGEST_WAIT)
-            if self._back_off.has(host):  # or a login of the right user has ended it
-                raise TooManyLogins("too many failed logins from this address")
-        if wait:
-            await self._sleep(wait)
-        if self._knows(user, password):
-            granted = True
-        elif stored := self._hashes.get(user, self._decoy):
-            granted = await asyncio.shield(self._check(host, user, stored, password))
-        else:
-            granted = False
-            self._back_off.failed(host, user)
-        if granted:
-            self._back_off.succeeded(host, user)
-        return granted
+        network = network_of(host)
+        if self._places.is_full(network):
+            raise TooManyLogins("too many logins are waiting")
+        async with self._places.one(network):
+            wait = self._back_off.wait(host)
+            if wait is None:
+                await self._sleep(LONGEST_WAIT)
+                if self._back_off.has(host):  # or a login of the right user has ended it
+                    raise TooManyLogins("too many failed logins from this address")
+            if wait:
+                await self._sleep(wait)
+            if self._knows(user, password):
+                granted = True
+            elif stored := self._hashes.get(user, self._decoy):
+                granted = await asyncio.shield(self._check(host, user, stored, password))
+            else:
+                granted = False
+                self._back_off.failed(host, user)
+            if granted:
+                self._back_off.succeeded(host, user)
+            return granted
 
     def reload(self) -> bool:
         """Reads the users file again. A wrong one gets one line in the log, and the
@@ -267,7 +276,7 @@ class Check:
         right, failure = False, ""
         try:
             right = check(self.stored, self.password)
-        except Exception as error:
+        except BaseException as error:  # as a panic in bcrypt's Rust is
             failure = type(error).__name__
         # RuntimeError: the loop is closed, so nobody is left to be told.
         with contextlib.suppress(RuntimeError):

@@ -64,8 +64,10 @@ class Binder:
         if peers[0] in ANYONE:
             if not self._anyone:
                 raise RuleDenied("BIND without a peer's address (needs --bind-anyone)")
-            here, peers = client.sockname[0], ()
-            address = self._sources.get(family_of(here), here)
+            peers = ()
+            address = self._sources.get(family_of(client.sockname[0]), "")
+            if not address or address in ANYONE:
+                address = client.sockname[0]
         else:
             # The port is a hint at most; nobody is connected to there.
             allowed = self._judge.choose(client.peer[0], peers, 0)

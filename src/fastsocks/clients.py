@@ -18,6 +18,6 @@ def network_of(host: str) -> str:
 # Reading an address takes longer than all the rest of a login that is remembered.
 @functools.lru_cache(maxsize=1024)
 def _network_of_ipv6(host: str) -> str:
-    if ipaddress.IPv6Address(host).is_link_local:
-        return host  # one /64 has all hosts of a link
-    return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+    plain, percent, scope = host.partition("%")
+    network = str(ipaddress.ip_network((plain, 64), strict=False))
+    return network + percent + scope  # fe80::/64 is another one on each link

@@ -120,7 +120,9 @@ def wipe_from_argv(secret: str) -> None:
 
 def flag_named(message: str) -> str:
     """Config speaks of its fields; on the command line they are flags."""
-    field, colon, rest = re.split(r"(:?) ", message, maxsplit=1)
+    field, _, rest = message.partition(" ")
+    colon = ":" if field.endswith(":") else ""
+    field = field.removesuffix(":")
     if not (field.isidentifier() and field in Config.__dataclass_fields__):
         return message
     flag = {"source": "-b", "users_file": "--users"}.get(field, f"--{field.replace('_', '-')}")

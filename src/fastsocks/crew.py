@@ -62,6 +62,8 @@ class Crew:
                         return
                 continue
             client, job = turn
-            job()
-            del turn, job  # or an idle thread keeps alive all that it has worked on
-            self._turns.done(client)
+            try:
+                job()
+            finally:
+                del turn, job  # or an idle thread keeps alive all that it has worked on
+                self._turns.done(client)

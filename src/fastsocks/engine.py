@@ -227,12 +227,19 @@ class Engine(Protocol):
         The end is told through ``on_closed``. Returns a handle for kill()."""
 
     def open_udp(
-        self, client: Conn, host: str, sources: Sequence[str], on_ask: OnAsk
+        self,
+        client: Conn,
+        host: str,
+        sources: Sequence[str],
+        on_ask: OnAsk,
+        is_local: bool = False,
     ) -> Association:
         """Binds a datagram socket for ``client`` to ``host``, the address its
         connection came in on, and a port as ``udp_ports`` says. ``sources`` are IP
-        literals to send from, at most one per family. Raises OSError, EADDRINUSE
-        when all ports of the range are taken."""
+        literals to send from, at most one per family. ``is_local``: the client is on this
+        machine, where what the engine itself sends for another one has an address of the
+        client's too, and must not be taken for its. Raises OSError, EADDRINUSE when all
+        ports of the range are taken."""
 
     def associate(self, client: Conn, association: Association, flow: Any) -> int:
         """Takes both for good: the association lives as long as the connection, on

@@ -95,19 +95,19 @@ def _check(sock: socket.socket) -> None:
 
 def was_reset(sock: socket.socket) -> bool:
     """Whether it was connected until a moment ago, which is for the outcome to tell."""
-    poll = select.poll()
-    poll.register(sock, 0)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
+    return bool(_state(sock) & select.POLLERR)
 
 
 def has_ended(sock: socket.socket) -> bool:
-    """Whether it was connected, and FIN has come and gone; of one that never was, nothing
-    can be read."""
-    try:
-        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except OSError:
-        return False
-    return True
+    """Whether it was connected, and FIN has come and gone: one that never was has nothing
+    to read, and one that listens has not hung up."""
+    return _state(sock) & (select.POLLIN | select.POLLHUP) == select.POLLIN | select.POLLHUP
+
+
+def _state(sock: socket.socket) -> int:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return sum(events for _, events in poll.poll(0))
 
 
 def _on_closed(ended: Sequence[End]) -> None:

@@ -73,6 +73,7 @@ class Engine:
         self.relays: dict[int, Session] = {}
         self.associations: dict[int, pure_udp.Association] = {}
         self.udp = dict.fromkeys(pure_udp.COUNTERS, 0)
+        self.own_ports = pure_udp.OwnPorts(loop.time)
         self.copied = 0
         self._accepted = self._accept_pauses = self._relayed = 0
         self._on_closed = on_closed
@@ -154,18 +155,27 @@ class Engine:
         self._relayed += 1
         near, far = cast(Conn, client), cast(Conn, remote)
         self._take(near)
+        if far.counted:  # accepted here too, and both are one session from now on
+            far.counted = False
+            self.sessions -= 1
+            self._resume()
         far.hand_over()
         session = self.relays[self._relayed] = Session(self, near, far, flow, self._relayed)
         session.start(early)
         return session.handle
 
     def open_udp(
-        self, client: contract.Conn, host: str, sources: Sequence[str], on_ask: contract.OnAsk
+        self,
+        client: contract.Conn,
+        host: str,
+        sources: Sequence[str],
+        on_ask: contract.OnAsk,
+        is_local: bool = False,
     ) -> pure_udp.Association:
         control = cast(Conn, client)
         if control not in self.conns:
             raise os_error(errno.EBADF)
-        return pure_udp.Association(self, control, host, sources, on_ask)
+        return pure_udp.Association(self, control, host, sources, on_ask, is_local)
 
     def associate(self, client: contract.Conn, association: contract.Association, flow: Any) -> int:
         control, own = cast(Conn, client), cast(pure_udp.Association, association)

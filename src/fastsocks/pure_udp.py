@@ -12,6 +12,7 @@ import collections
 import contextlib
 import errno
 import functools
+import math
 import os
 import random
 import socket
@@ -34,6 +35,9 @@ DESTINATIONS = 1024  # remembered by one association; then the least used goes
 HELD_MOST = 16  # datagrams that wait for verdicts, in one association
 HELD_OCTETS = 1 << 16
 DENIED_FOR = 1.0  # seconds, after an error in on_ask
+# Seconds that a datagram may wait in a socket, where a turn takes milliseconds; for so long a
+# client that the kernel gives the port to would not be heard.
+WAITING = 1.0
 BUFFER = 1 << 19  # as asked for; a burst overruns the default
 
 COUNTERS = (
@@ -64,6 +68,26 @@ class Destination:
         self.until = 0.0  # when to ask for it again; 0: never, or it is asked for
 
 
+class OwnPorts:
+    """Those of the remote sockets of an engine: where one client's datagrams come from if
+    they are sent to the port of another's association."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        # At most one for each port of a family, of which an address tells by its length.
+        self._until: dict[tuple[int, int], float] = {}
+
+    def add(self, address: Any) -> None:
+        self._until[len(address), address[1]] = math.inf
+
+    def remove(self, address: Any) -> None:
+        """Soon: what came from there may still wait in the socket of another association."""
+        self._until[len(address), address[1]] = self._clock() + WAITING
+
+    def has(self, address: Any) -> bool:
+        return self._until.get((len(address), address[1]), 0.0) >= self._clock()
+
+
 class Association:
     """See engine.Association."""
 
@@ -74,12 +98,14 @@ class Association:
         host: str,
         sources: Sequence[str],
         on_ask: contract.OnAsk,
+        is_local: bool,
     ) -> None:
         self._engine = engine
         self._host = client.peer[0]
         self._port = 0  # the client's, once it is known
         self._address: Any = None  # both, as the socket wants them
         self._on_ask = on_ask
+        self._is_local = is_local
         self._sources = {numeric(source, 0)[0]: source for source in sources}
         self._client = bind_client_socket(host, engine.settings.udp_ports)
         self.sockname: tuple[str, int] = self._client.getsockname()[:2]
@@ -128,6 +154,8 @@ class Association:
         if control is None or self._engine.associations.pop(self._handle, None) is None:
             return
         self._timer.cancel()
+        for remote in self._remotes.values():
+            self._engine.own_ports.remove(remote.getsockname())
         for sock in (self._client, *self._remotes.values()):
             self._engine.loop.remove_reader(sock.fileno())
             sock.close()
@@ -141,7 +169,8 @@ class Association:
 
     def _on_client(self) -> None:
         for data, sender in datagrams(self._client):
-            if literal_of(sender) != self._host or self._port not in (0, sender[1]):
+            own = self._is_local and self._engine.own_ports.has(sender)
+            if own or literal_of(sender) != self._host or self._port not in (0, sender[1]):
                 self._drop("source")
             else:
                 self._pass_up(data, sender)
@@ -266,6 +295,7 @@ class Association:
             raise
         self._engine.loop.add_reader(remote.fileno(), self._on_remote, remote)
         self._remotes[family] = remote
+        self._engine.own_ports.add(remote.getsockname())
         return remote
 
     # -- down ----------------------------------------------------------------

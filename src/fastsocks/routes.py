@@ -6,11 +6,14 @@ It must not know what an address means, nor who may reach it: addresses.py judge
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 
 from fastsocks.literals import literal_of
 
+LOOPBACK = bytes(15) + b"\x01"
+OUT_OF_MEANS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
 
 # rtnetlink(7): a request of one message, and where an answer says what kind of route it is.
@@ -26,17 +29,28 @@ def leads_here(packed: bytes, port: int) -> bool:
     """Whether a packet to this address, in octets, would come to this machine itself.
 
     The routing table is asked, since interfaces come and go, and have prefixes that are
-    local as a whole (RFC 4291 subnet-router anycast, Linux' AnyIP). Elsewhere than on Linux,
-    and for addresses of a link, it is whether we would send from that very address, which
-    is not so for each of several in one subnet.
+    local as a whole (RFC 4291 subnet-router anycast, Linux' AnyIP). Where that cannot be
+    asked, as elsewhere than on Linux, and for addresses of a link, it is whether we would
+    send from that very address, which is not so for each of several in one subnet.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        if route_kind(packed) in (LOCAL, ANYCAST):
+    if packed[0] == 127 if len(packed) == 4 else packed == LOOPBACK:
+        return True
+    is_link_local = packed[0] == 0xFE
+    try:
+        kind = route_kind(packed)
+        if kind in (LOCAL, ANYCAST):
             return True
+        if kind and not is_link_local:
+            return False
+    except OSError as error:
+        if error.errno in OUT_OF_MEANS:
+            return True  # which refuses; the other answer could be a loop
+    except AttributeError:
+        pass  # no such thing here
     family = FAMILIES[len(packed)]
     host = socket.inet_ntop(family, packed)
     places: list[tuple[str, int] | tuple[str, int, int, int]] = [(host, port)]
-    if packed[0] == 0xFE:  # on which link, its octets do not say
+    if is_link_local:  # on which link, its octets do not say
         places = [(host, port, 0, index) for index, _ in socket.if_nameindex()]
     for place in places:
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:

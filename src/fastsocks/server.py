@@ -38,7 +38,7 @@ BACKLOG = 4096
 # Seconds between two looks at how many sessions are left when stopping.
 STOP_POLL = 0.02
 
-# One browser has as many. Fewer than are wanted should not be noticed by those who wait.
+# One browser opens as many. An operator should hear of so few before clients have to wait.
 FEW_SESSIONS = 64
 
 
@@ -247,14 +247,15 @@ def bind(host: str, port: int, keepalive: bool, ipv6_only: bool) -> socket.socke
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
         if family == socket.AF_INET6:
             # [::]:1080 serves IPv4 clients too, whatever the machine's default.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
+            only = ipv6_only and address[0] == "::"
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         # Accepted sockets inherit these, which saves two system calls a session.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive)
         sock.setblocking(False)
-        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
         sock.bind(address)
         sock.listen(BACKLOG)
     except OSError as error:

@@ -39,6 +39,8 @@ async def while_there(client: Conn) -> AsyncIterator[None]:
 
     def look() -> None:
         nonlocal timer
+        if limit.expired():
+            return  # and what it ends has its time to end
         if client.was_reset():
             limit.reschedule(loop.time())
         else:

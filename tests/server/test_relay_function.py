@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import ssl
+import time
 
 import pytest
 
@@ -388,3 +389,33 @@ async def test_outside_a_loop_nothing_is_taken(pair):
     coroutine.close()
     assert one.fileno() >= 0
     assert other.fileno() >= 0
+
+
+async def test_one_end_has_finished_both_ways_before(pair):
+    """Its answer is still to be read, though the kernel knows its peer no more."""
+    near, far = pair("tcp")
+    client, its = pair("tcp")
+    far.shutdown(socket.SHUT_WR)
+    near.send(b"answer")
+    near.close()
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            far.getpeername()
+        except OSError:
+            break
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    relaying = asyncio.ensure_future(fastsocks.relay(its, far))
+    assert await receive(client, 6) == b"answer"
+    client.close()
+    outcome = await relaying
+    assert (outcome.down, outcome.reason) == (6, engine.FINISHED)
+
+
+def test_a_listening_socket_with_a_timeout_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as fresh:
+        listener.settimeout(60)
+        for sock in (listener, fresh):
+            with pytest.raises(TypeError, match="connected sockets"):
+                asyncio.run(fastsocks.relay(sock, listener))

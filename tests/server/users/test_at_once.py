@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from fastsocks import auth
-from fastsocks.auth import CHECKS_MAX, Users
+from fastsocks.auth import CHECKS_MAX, CHECKS_PER_ADDRESS, WAITING_PER_ADDRESS, Users
 from fastsocks.backoff import WINDOW
 from fastsocks.errors import TooManyLogins
 from support.users import HERE, RIGHT, THERE, WRONG
@@ -56,9 +56,10 @@ async def test_one_client_cannot_take_all_the_checks(users, world, address):
     world.go_on.clear()
     tries = [
         asyncio.ensure_future(users.verify((address.format(number), 1), b"alice", b"%d" % number))
-        for number in range(CHECKS_MAX // 2)
+        for number in range(CHECKS_PER_ADDRESS + WAITING_PER_ADDRESS)
     ]
     await asyncio.sleep(0)
+    assert len(users._checks) == CHECKS_PER_ADDRESS, "no more before the first have failed"
     with pytest.raises(TooManyLogins, match="too many"):
         async with asyncio.timeout(5):
             await users.verify((address.format(0xFFFF), 1), b"alice", b"one more")
@@ -66,8 +67,35 @@ async def test_one_client_cannot_take_all_the_checks(users, world, address):
     await asyncio.sleep(0)
     world.go_on.set()
     assert await other
-    assert not any(await asyncio.gather(*tries))
+    ends = await asyncio.gather(*tries, return_exceptions=True)
+    assert all(end is False or isinstance(end, TooManyLogins) for end in ends)
     assert not users._checks
+
+
+async def test_many_users_behind_one_address_are_all_let_in(world, file, hashed):
+    """At once, as after a restart; nobody has failed."""
+    names = [f"user{number}".encode() for number in range(40)]
+    file.write_text("".join(f"{name.decode()}:{hashed(name)}\n" for name in names))
+    users = Users({}, str(file), world.clock, world.sleep)
+    assert all(await asyncio.gather(*(users.verify(HERE, name, name) for name in names)))
+    assert world.slept == []
+    users.close()
+
+
+async def test_a_panic_in_a_hash_is_a_refusal_and_keeps_no_place(users, monkeypatch, caplog):
+    class Panic(BaseException):
+        pass
+
+    def panics(stored, secret):
+        raise Panic(secret)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(auth, "check", panics)
+        for _ in range(2):
+            assert not await users.verify(HERE, b"alice", RIGHT)
+    assert "Panic" in caplog.text
+    assert RIGHT.decode() not in caplog.text
+    assert await users.verify(HERE, b"alice", RIGHT)
 
 
 async def test_a_busy_pool_refuses_and_recovers(users, world):
