@@ -307,8 +307,10 @@ async def test_a_client_whose_introduction_fails_takes_no_others_along(make_engi
     rig.engine.listen(listener, on_client)
     clients = [rig.connect(address) for _ in range(6)]
     await rig.until(lambda: rig.engine.sessions == 6, "all accepted")
-    for client in clients:
-        client.sock.send(b"x")
+    for number, client in enumerate(clients):
+        client.sock.send(b"%d" % number)
     await rig.until(lambda: len(introduced) == 6, "all introduced")
+    said = {await conn.recv() for conn in introduced[1:]}
+    assert len(said & {b"%d" % number for number in range(6)}) == 5, "each of the others is served"
     for conn in introduced:
         conn.close()

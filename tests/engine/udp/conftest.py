@@ -166,6 +166,15 @@ class Place:
         client.handle = self.rig.engine.associate(conn, client.association, client.flow)
         return client
 
+    def barred_from(self, forbidden: Peer) -> Client:
+        """A client that may send to every port of loopback but this one."""
+
+        def judge(association: Any, atyp: int, raw: bytes, port: int) -> None:
+            address = ("127.0.0.1", port) if port != forbidden.port else None
+            association.answer(atyp, raw, port, address, 0)
+
+        return self.client(on_ask=judge)
+
     def undecided(self) -> tuple[Client, list[tuple[Any, ...]]]:
         """A client, and the questions about its destinations, which nobody answers."""
         questions: list[tuple[Any, ...]] = []

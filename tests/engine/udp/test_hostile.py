@@ -95,12 +95,7 @@ async def test_a_stranger_does_not_get_through(make_place):
 async def test_a_denied_destination_does_not_get_through(make_place):
     place = make_place()
     target, forbidden = place.target(), place.target()
-
-    def judge(association, atyp, raw, port):
-        allowed = port != forbidden.port
-        association.answer(atyp, raw, port, ("127.0.0.1", port) if allowed else None, 0)
-
-    client = place.client(on_ask=judge)
+    client = place.barred_from(forbidden)
     outside = await client.seen_by(target)
     client.send(b"?", forbidden.address)
     assert await client.drops("denied", 1) == 1

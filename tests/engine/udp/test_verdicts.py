@@ -26,12 +26,7 @@ async def test_an_answer_may_take_its_time(make_place):
 async def test_a_denied_destination(make_place):
     place = make_place()
     target, forbidden = place.target(), place.target()
-
-    def judge(association, atyp, raw, port):
-        allowed = port != forbidden.port
-        association.answer(atyp, raw, port, ("127.0.0.1", port) if allowed else None, 0)
-
-    client = place.client(on_ask=judge)
+    client = place.barred_from(forbidden)
     for _ in range(5):
         client.send(b"let me", forbidden.address)
     assert await client.drops("denied", 5) == 5
