@@ -698,6 +698,7 @@ cdef class Engine:
         try:
             ended = self.pairs.take(events, count)
         except BaseException as error:
+            ended = True  # perhaps
             fatal = self.turn.blame(error, fatal)
         for i in range(count):
             data = events[i].data.u64

@@ -23,7 +23,7 @@ from typing import Any, cast
 from fastsocks import engine as contract
 from fastsocks import pure_udp
 from fastsocks.errors import ClientGone
-from fastsocks.pure_conn import WRITE, Conn, OnClient, os_error
+from fastsocks.pure_conn import WRITE, Conn, OnClient, numeric, os_error
 from fastsocks.pure_relay import Session
 from fastsocks.quiet import QuietLog
 
@@ -314,17 +314,3 @@ class Engine:
     def _on_retry(self) -> None:
         self._retry = None
         self._resume()
-
-
-def numeric(host: str, port: int, family: int = 0) -> tuple[int, Any]:
-    """Family and socket address of an IP literal, looking nothing up."""
-    try:
-        found = socket.getaddrinfo(
-            host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-    except (
-        socket.gaierror,
-        UnicodeError,
-    ):  # an address of the other family, or a scope we do not have
-        raise os_error(errno.EAFNOSUPPORT) from None
-    return found[0][0], found[0][4]

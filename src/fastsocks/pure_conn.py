@@ -194,10 +194,14 @@ class Conn:
             first = self.sock.recv(1, socket.MSG_PEEK)
         except OSError:
             first = b""
-        if first:
-            on_client(self)
-        else:
+        if not first:
             self.shut()
+            return
+        try:
+            on_client(self)
+        except BaseException:
+            self.shut()  # it has no owner
+            raise
 
     def breakage(self) -> int:
         """The errno that broke the connection, or 0. Only one that has ended has no
@@ -247,3 +251,15 @@ def endpoint_of(address: Any) -> tuple[str, int]:
     if not isinstance(address, tuple):
         return "", 0
     return literal_of(address), address[1]
+
+
+def numeric(host: str, port: int, family: int = 0) -> tuple[int, Any]:
+    """Family and socket address of an IP literal, looking nothing up. Raises OSError for one
+    of another ``family`` than is asked for, or with a scope that is not this machine's."""
+    try:
+        found = socket.getaddrinfo(
+            host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+    except (socket.gaierror, UnicodeError):
+        raise os_error(errno.EAFNOSUPPORT) from None
+    return found[0][0], found[0][4]

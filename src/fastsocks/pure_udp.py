@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastsocks import engine as contract
-from fastsocks.literals import literal_of
-from fastsocks.proto import udp, wire
+from fastsocks.literals import literal_of, unmapped
+from fastsocks.proto import udp
+from fastsocks.pure_conn import numeric
 from fastsocks.pure_idle import IdleTimer
 
 if TYPE_CHECKING:
@@ -374,18 +375,3 @@ def bind_client_socket(host: str, ports: tuple[int, int] | None) -> socket.socke
     except BaseException:
         sock.close()
         raise
-
-
-def unmapped(host: str) -> str:
-    """An IPv4-mapped address is the IPv4 address it stands for."""
-    packed = wire.packed_ipv6(host)
-    return host if packed is None else wire.ipv6_text(packed)
-
-
-def numeric(host: str, port: int) -> tuple[int, Any]:
-    """Family and socket address of an IP literal, looking nothing up."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        raise OSError(errno.EINVAL, f"no IP address: {host!r}") from None
-    return found[0][0], found[0][4]

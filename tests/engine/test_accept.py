@@ -292,7 +292,8 @@ def test_out_of_descriptors(engine_name, program):
 
 @pytest.mark.parametrize("failure", [RuntimeError("p"), asyncio.CancelledError()], ids=["", "bare"])
 async def test_a_client_whose_introduction_fails_takes_no_others_along(make_engine, failure):
-    """Those that were ready in the same turn, of which nothing more would be heard."""
+    """Those that were ready in the same turn, of which nothing more would be heard. It is
+    closed itself, as nobody else would do it."""
     rig = make_engine()
     introduced = []
 
@@ -312,5 +313,6 @@ async def test_a_client_whose_introduction_fails_takes_no_others_along(make_engi
     await rig.until(lambda: len(introduced) == 6, "all introduced")
     said = {await conn.recv() for conn in introduced[1:]}
     assert len(said & {b"%d" % number for number in range(6)}) == 5, "each of the others is served"
+    assert rig.engine.sessions == 5
     for conn in introduced:
         conn.close()
