@@ -15,9 +15,7 @@ from fastsocks import server as servers
 from fastsocks.ident import Ident
 from fastsocks.proto.ident import Answer, Outcome
 from fastsocks.ranges import parse_rule
-
-HOST = "127.0.0.5"  # of the client and its identd
-REJECTED, NO_IDENTD = (bytes((0, code)) + bytes(6) for code in (91, 92))
+from support.ident import HOST, NO_IDENTD, REJECTED, SOCKS5_REFUSED
 
 
 async def test_answer_that_drips(serve, dial, remote, monkeypatch, say, caplog):
@@ -40,7 +38,7 @@ async def test_answer_that_drips(serve, dial, remote, monkeypatch, say, caplog):
     async with serve(ident=["127.0.0.5=alice"], ident_timeout=0.3) as server:
         client = await dial(server, source=HOST)
         await client.send(say.no_login)
-        assert await client.to_end() == b"\x05\xff"
+        assert await client.to_end() == SOCKS5_REFUSED
         async with asyncio.timeout(5):
             await ended.wait()
     assert "no answer in time" in caplog.text
@@ -84,6 +82,32 @@ async def test_identd_that_swallows_the_question(
         client.close()
         assert await ledger.outstanding() == {}
     assert "no answer in time" in caplog.text
+
+
+async def test_reset_of_a_client_whose_identd_is_asked_is_noticed(
+    serve, come, identd, say, until, books
+):
+    """Not only when identd has had its time: it would hold its place until then."""
+    daemon = await identd(None)
+    async with serve(ident=["127.0.0.5=alice"], ident_timeout=60, handshake_timeout=60) as server:
+        ledger = books(server)
+        client = await come(server)
+        await client.send(say.no_login)
+        await until(lambda: daemon.queries, "identd is asked")
+        client.reset()
+        assert await ledger.outstanding() == {}
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_client_leaves_meanwhile(serve, come, identd, say, until, books, how):
+    daemon = await identd(None)
+    async with serve(ident=["127.0.0.5=alice"], ident_timeout=0.3) as server:
+        ledger = books(server)
+        client = await come(server)
+        await client.send(say.no_login)
+        await until(lambda: daemon.queries, "identd is asked")
+        getattr(client, how)()
+        assert await ledger.outstanding() == {}
 
 
 class SlowIdentd:
