@@ -1,6 +1,6 @@
 """The whole comparison, and its page: every workload against every system, to docs/benchmarks.md.
 
-    python bench/suite.py [--quick] [--wrap COMMAND]
+    python bench/suite.py [--quick] [--part NAME] [--only WORKLOAD[,..]] [--wrap COMMAND]
 
 Each part and workload is a run of run.py. What it finds goes to bench/results/PART.json, and
 render.py makes the page and the charts from there: nobody edits a figure by hand. What is quick
@@ -82,11 +82,18 @@ def main() -> int:
     parser.add_argument(
         "--part", metavar="NAME", help="one part only; the page keeps the others as they were"
     )
+    parser.add_argument(
+        "--only", metavar="WORKLOAD[,..]", help="the page keeps the others as they were"
+    )
     parser.add_argument("--rounds", type=int, help="of every workload")
     parser.add_argument(
         "--wrap", metavar="COMMAND", default="", help="goes before each command that measures"
     )
     options = parser.parse_args()
+    known = {workload.name for workload in ALL}
+    for name in options.only.split(",") if options.only else ():
+        if name not in known:
+            parser.error(f"--only {name}: must be of {', '.join(sorted(known))}")
     results, page = (QUICK_PAGE, QUICK_PAGE) if options.quick else (RESULTS, render.DOCS)
     results.mkdir(parents=True, exist_ok=True)
     for part in SHORT if options.quick else FULL:
@@ -98,8 +105,10 @@ def main() -> int:
 
 
 def measure(part: Part, options: argparse.Namespace, results: Path) -> None:
-    whole: dict[str, Any] = {}
-    chosen = [workload for workload in ALL if workload.name in part.workloads]
+    file = results / f"{part.name}.json"
+    only = options.only.split(",") if options.only else part.workloads
+    whole: dict[str, Any] = json.loads(file.read_text()) if options.only else {}
+    chosen = [one for one in ALL if one.name in part.workloads and one.name in only]
     for group in in_turn(chosen):
         names = [workload.name for workload in group]
         rounds = options.rounds or (1 if options.quick else max(map(_rounds, group)))
@@ -109,7 +118,7 @@ def measure(part: Part, options: argparse.Namespace, results: Path) -> None:
         if options.rounds:
             whole["rounds"] = str(options.rounds)
     # Only now: half a part shall not replace a whole one.
-    (results / f"{part.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    file.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def _rounds(workload: Workload) -> int:
