@@ -685,47 +685,33 @@ cdef class Engine:
             self.turn.under_way = False
 
     cdef take_turn(self, epoll_event *events, int count):
-        """What others wait for comes first; then the sockets of what is over are closed, and
-        only then is anybody accepted, who may want their descriptors.
-
-        Whatever a callback raises, the other events have their turn: those that are
+        """Whatever a callback raises, the other events have their turn: those that are
         edge-triggered would not come again."""
         cdef int i
         cdef uint64_t data
-        cdef bint ended = False
-        cdef bint asked = False
         fatal = None
         try:
-            ended = self.pairs.take(events, count)
-        except BaseException as error:
-            ended = True  # perhaps
-            fatal = self.turn.blame(error, fatal)
-        for i in range(count):
-            data = events[i].data.u64
-            if data == TAG_ENDED:
-                ended = asked = True
-            elif data & FRONT and not data & ASSOCIATION and not is_listener(data):
-                try:
-                    self.on_conn_event(data, events[i].events)
-                except BaseException as error:
-                    fatal = self.turn.blame(error, fatal)
-        try:
-            if ended:
+            if self.pairs.take(events, count):
                 self.drain_ended()
         except BaseException as error:
             fatal = self.turn.blame(error, fatal)
-        try:
-            if asked:  # with one left, no further one would make itself known
-                self.datagrams.put_questions(self.turn)
-        except BaseException as error:
-            fatal = self.turn.blame(error, fatal)
         for i in range(count):
             data = events[i].data.u64
-            if is_listener(data):
-                try:
+            if data & ASSOCIATION or not data & FRONT:
+                continue
+            try:
+                if data == TAG_ENDED:
+                    try:
+                        self.drain_ended()
+                    finally:
+                        # With one left, no further one would make itself known.
+                        self.datagrams.put_questions(self.turn)
+                elif data >> 32 == 0 and data >= TAG_LISTENER:
                     self.accept(<uint32_t>(data - TAG_LISTENER))
-                except BaseException as error:
-                    fatal = self.turn.blame(error, fatal)
+                else:
+                    self.on_conn_event(data, events[i].events)
+            except BaseException as error:
+                fatal = self.turn.blame(error, fatal)
         try:
             self.expire()
         except BaseException as error:
@@ -937,10 +923,6 @@ cdef class Engine:
             close(self.wheel.fd)
             close(self.epfd)
         self.epfd = self.wheel.fd = -1
-
-
-cdef inline bint is_listener(uint64_t data) noexcept:
-    return data >> 32 == 0 and TAG_LISTENER <= data < TAG_ENDED
 
 
 cdef int connect_now(int fd, sockaddr *address, socklen_t length) noexcept nogil:

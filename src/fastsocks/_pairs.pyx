@@ -244,7 +244,10 @@ cdef class Pairs:
             eventfd_write(relay.wake_fd, 1)
         if relay.leaving != NULL:
             self.move_on()
-        return relay.batch != NULL
+        if relay.batch == NULL:
+            return False
+        relay_publish(relay)
+        return True
 
     cdef int move_on(self) except -1:
         """From the porch to the relays with threads. Nothing knows these pairs meanwhile:
@@ -296,9 +299,7 @@ cdef class Pairs:
         return 0
 
     cdef list drain(self):
-        """Takes the ended ones, in one batch, and frees their slots. To be called when a turn
-        has noted all its events, since the porch's are among them."""
-        relay_publish(&self.relays[0])
+        """Takes the ended ones, in one batch, and frees their slots."""
         cdef Pair *pair = <Pair *>take_list(&self.ended)
         cdef Pair *after
         cdef list batch = []

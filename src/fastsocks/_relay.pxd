@@ -70,7 +70,7 @@ cdef enum PairState:
     JOINING             # one of its sockets may not be in the relay's epoll yet
     SEEN                # an event came while JOINING: the loop must send RUN
     LIVE
-    ENDED               # to be closed with its turn; the slot waits for the loop to take it
+    ENDED               # sockets closed; the slot waits for the loop to take it
 
 
 # Where a direction stands.
