@@ -90,10 +90,11 @@ def main() -> int:
         "--wrap", metavar="COMMAND", default="", help="goes before each command that measures"
     )
     options = parser.parse_args()
-    known = {workload.name for workload in ALL}
-    for name in options.only.split(",") if options.only else ():
+    known = [workload.name for workload in ALL]
+    options.only = options.only.split(",") if options.only else []
+    for name in options.only:
         if name not in known:
-            parser.error(f"--only {name}: must be of {', '.join(sorted(known))}")
+            parser.error(f"--only {name}: must be of {', '.join(known)}")
     results, page = (QUICK_PAGE, QUICK_PAGE) if options.quick else (RESULTS, render.DOCS)
     results.mkdir(parents=True, exist_ok=True)
     for part in SHORT if options.quick else FULL:
@@ -106,9 +107,12 @@ def main() -> int:
 
 def measure(part: Part, options: argparse.Namespace, results: Path) -> None:
     file = results / f"{part.name}.json"
-    only = options.only.split(",") if options.only else part.workloads
-    whole: dict[str, Any] = json.loads(file.read_text()) if options.only else {}
-    chosen = [one for one in ALL if one.name in part.workloads and one.name in only]
+    wanted = set(part.workloads).intersection(options.only or part.workloads)
+    if not wanted:
+        return
+    keeps = options.only and file.exists()
+    whole: dict[str, Any] = json.loads(file.read_text()) if keeps else {}
+    chosen = [workload for workload in ALL if workload.name in wanted]
     for group in in_turn(chosen):
         names = [workload.name for workload in group]
         rounds = options.rounds or (1 if options.quick else max(map(_rounds, group)))

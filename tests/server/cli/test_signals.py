@@ -17,6 +17,14 @@ from support.programs import wait_until
 PATIENCE = 30.0
 
 
+@pytest.fixture(autouse=True)
+def not_below_nohup():
+    """Whatever the tests themselves are below: what is ignored is inherited."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_an_idle_proxy(start, engine_name, number):
     proxy = start("--engine", engine_name)
