@@ -44,6 +44,7 @@ async def relay(client: socket.socket, remote: socket.socket) -> Outcome:
     loop = asyncio.get_running_loop()
     engine = _engines.get(loop)
     if engine is None:
+        _close_orphaned()
         pipes = default_max_pipes(Settings().pipe_size)
         settings = Settings(idle_timeout=0, half_closed_timeout=0, max_pipes=pipes)
         engine = _engines[loop] = engines.choose("auto", loop, settings, _on_closed)
@@ -75,6 +76,12 @@ def _close_unused(loop: asyncio.AbstractEventLoop, engine: Engine) -> None:
     if not engine.sessions and _engines.get(loop) is engine:
         del _engines[loop]
         engine.close()
+
+
+def _close_orphaned() -> None:
+    """Those of loops that were closed before what they relayed was over."""
+    for loop in [loop for loop in _engines if loop.is_closed()]:
+        _engines.pop(loop).close()
 
 
 def _check(sock: socket.socket) -> None:
@@ -112,5 +119,5 @@ def _state(sock: socket.socket) -> int:
 
 def _on_closed(ended: Sequence[End]) -> None:
     for done, up, down, reason, error in ended:
-        if not done.done():
+        if not done.done() and not done.get_loop().is_closed():
             done.set_result(Outcome(up, down, reason, error))

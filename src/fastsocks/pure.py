@@ -216,7 +216,7 @@ class Engine:
         for association in tuple(self.associations.values()):
             association.end(contract.KILLED)
         for conn in tuple(self.conns):
-            conn.shut(reset=True)
+            conn.shut()
         for timer in (self._retry, self._prober):
             if timer is not None:
                 timer.cancel()

@@ -72,6 +72,18 @@ async def test_a_client_that_leaves_without_a_word(make_engine, leave):
         assert await client.read_to_end() == b""
 
 
+async def test_who_is_in_a_handshake_when_the_engine_closes_is_told_by_a_fin(make_engine):
+    rig = make_engine()
+    address, introduced = listening(rig)
+    silent, greeted = rig.connect(address), rig.connect(address)
+    await greeted.send(b"x")
+    await rig.until(lambda: introduced and rig.engine.sessions == 2, "both are accepted")
+    assert await introduced[0].recv() == b"x"
+    rig.engine.close()
+    for client in (silent, greeted):
+        assert await client.read_to_end() == b""
+
+
 async def test_recv_tells_a_reset_from_an_end(make_engine):
     rig = make_engine()
     address, introduced = listening(rig)

@@ -1,5 +1,5 @@
 # fastsocks.relay: the engine as a function over two sockets of the caller's, TCP or Unix,
-# with the same ends that a session has, and nothing taken that it cannot relay.
+# with the same ends that a session has.
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import asyncio
 import os
 import select
 import socket
-import ssl
 import time
 
 import pytest
@@ -15,77 +14,10 @@ import pytest
 import fastsocks
 from fastsocks import engine
 from support.ends import reset
+from support.pairs import PAIRS, receive, result, send
 from support.system import open_descriptors
 
 pytestmark = pytest.mark.usefixtures("choose_engine")
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    return near, far
-
-
-def tcp6_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
-        near = socket.create_connection(listener.getsockname()[:2])
-        far, _ = listener.accept()
-    return near, far
-
-
-PAIRS = {"tcp": tcp_pair, "tcp6": tcp6_pair, "unix": socket.socketpair}
-
-
-@pytest.fixture
-def pair():
-    """``pair("tcp")``: (the test's end, the end to relay), closed with the test, which
-    must leave no descriptor open."""
-    before = open_descriptors()
-    opened = []
-
-    def make(kind: str) -> tuple[socket.socket, socket.socket]:
-        near, far = PAIRS[kind]()
-        near.setblocking(False)
-        opened.extend((near, far))
-        return near, far
-
-    yield make
-    for sock in opened:
-        sock.close()
-    assert open_descriptors() <= before, "descriptors were left open"
-
-
-@pytest.fixture
-def start(pair):
-    """``start("tcp", "unix")``: the client's end, the remote's end, the relay's Task."""
-
-    def run(client_kind: str = "tcp", remote_kind: str = "tcp"):
-        client, client_side = pair(client_kind)
-        remote, remote_side = pair(remote_kind)
-        return client, remote, asyncio.ensure_future(fastsocks.relay(client_side, remote_side))
-
-    return run
-
-
-async def send(sock, data: bytes) -> None:
-    async with asyncio.timeout(20):
-        await asyncio.get_running_loop().sock_sendall(sock, data)
-
-
-async def receive(sock, size: int) -> bytes:
-    data = b""
-    async with asyncio.timeout(20):
-        while len(data) < size:
-            more = await asyncio.get_running_loop().sock_recv(sock, size - len(data))
-            if not more:
-                break
-            data += more
-    return data
-
-
-async def result(relaying) -> fastsocks.Outcome:
-    return await asyncio.wait_for(relaying, 20)
 
 
 @pytest.mark.parametrize("remote_kind", PAIRS)
@@ -294,103 +226,6 @@ async def test_beside_a_server(start, serve, dial, echo):
     await echo.stop()
 
 
-# -- what it does not take ---------------------------------------------------
-
-
-def unconnected() -> socket.socket:
-    return socket.socket()
-
-
-def listening() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0))
-
-
-def datagram() -> socket.socket:
-    sock = socket.socket(type=socket.SOCK_DGRAM)
-    sock.connect(("127.0.0.1", 9))
-    return sock
-
-
-def sequenced() -> socket.socket:
-    one, other = socket.socketpair(type=socket.SOCK_SEQPACKET)
-    other.close()
-    return one
-
-
-def encrypted() -> socket.socket:
-    context = ssl.create_default_context()
-    ours, theirs = socket.socketpair()
-    with theirs:  # to macOS ours has no peer any more once it is closed
-        return context.wrap_socket(ours, server_hostname="localhost", do_handshake_on_connect=False)
-
-
-def closed() -> socket.socket:
-    sock = socket.socket()
-    sock.close()
-    return sock
-
-
-@pytest.mark.parametrize(
-    ("make", "wanted"),
-    [
-        (lambda: None, "socket"),
-        (lambda: 3, "socket"),
-        (lambda: "127.0.0.1:80", "socket"),
-        (closed, "open socket"),
-        (unconnected, "connected"),
-        (listening, "connected"),
-        (datagram, "stream"),
-        pytest.param(sequenced, "stream", marks=pytest.mark.linux),  # macOS has none
-        (encrypted, "ciphertext"),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-@pytest.mark.parametrize("place", ["first", "second"])
-async def test_what_cannot_be_relayed_is_refused_and_the_other_left_alone(
-    pair, make, wanted, place
-):
-    near, good = pair("tcp")
-    wrong = make()
-    pair_given = (wrong, good) if place == "first" else (good, wrong)
-    with pytest.raises(TypeError, match=wanted):
-        await fastsocks.relay(*pair_given)
-    # The good one is left alone.
-    await send(near, b"x")
-    good.setblocking(False)
-    assert await receive(good, 1) == b"x"
-    if isinstance(wrong, socket.socket):
-        wrong.close()
-
-
-async def test_the_socket_of_a_transport(echo, pair):
-    """It belongs to the transport; the error says what would be right."""
-    _, good = pair("tcp")
-    _, writer = await asyncio.open_connection("127.0.0.1", echo.port)
-    with pytest.raises(TypeError, match="socket module"):
-        await fastsocks.relay(writer.get_extra_info("socket"), good)
-    writer.close()
-    await writer.wait_closed()
-    await echo.stop()
-
-
-async def test_one_socket_twice(pair):
-    near, good = pair("tcp")
-    with pytest.raises((TypeError, ValueError)):
-        await fastsocks.relay(good, good)
-    await send(near, b"x")
-    good.setblocking(False)
-    assert await receive(good, 1) == b"x"
-
-
-async def test_outside_a_loop_nothing_is_taken(pair):
-    _, one = pair("tcp")
-    _, other = pair("tcp")
-    coroutine = fastsocks.relay(one, other)
-    coroutine.close()
-    assert one.fileno() >= 0
-    assert other.fileno() >= 0
-
-
 async def test_one_end_has_finished_both_ways_before(pair):
     """Its answer is still to be read, though the kernel knows its peer no more."""
     near, far = pair("tcp")
@@ -413,9 +248,23 @@ async def test_one_end_has_finished_both_ways_before(pair):
     assert (outcome.down, outcome.reason) == (6, engine.FINISHED)
 
 
-def test_a_listening_socket_with_a_timeout_is_refused_at_once():
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as fresh:
-        listener.settimeout(60)
-        for sock in (listener, fresh):
-            with pytest.raises(TypeError, match="connected sockets"):
-                asyncio.run(fastsocks.relay(sock, listener))
+def test_a_loop_that_is_closed_under_it(pair):
+    """Nobody is left to be told; what it relayed is ended by the next one that relays."""
+    near, far = pair("tcp")
+    client, its = pair("tcp")
+
+    async def begin():
+        relaying = asyncio.ensure_future(fastsocks.relay(its, far))
+        await send(client, b"x")
+        assert await receive(near, 1) == b"x"
+        return relaying
+
+    loop = asyncio.new_event_loop()
+    relaying = loop.run_until_complete(begin())
+    loop.close()
+    test_on_a_plain_asyncio_loop(pair)
+    for sock in (near, client):
+        sock.settimeout(10)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    assert not relaying.done()
