@@ -16,6 +16,18 @@ from support.system import refuses
 PATIENCE = 10.0
 
 
+@pytest.fixture
+def begin_to_stop(until):
+    """``stopping = await begin_to_stop(server)``: with a minute's grace; no new ones come in."""
+
+    async def begin(server):
+        stopping = asyncio.ensure_future(server.stop(60))
+        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        return stopping
+
+    return begin
+
+
 async def returns(stopping: asyncio.Future[None]) -> bool:
     """Whether it does long before the 60 s that it is given."""
     done, _ = await asyncio.wait((stopping,), timeout=PATIENCE)
@@ -24,7 +36,7 @@ async def returns(stopping: asyncio.Future[None]) -> bool:
     return bool(done)
 
 
-async def test_stop_lets_sessions_finish_and_takes_no_new_ones(serve, dial, remote, until):
+async def test_stop_lets_sessions_finish_and_takes_no_new_ones(serve, dial, remote, begin_to_stop):
     go_on = asyncio.Event()
 
     async def late(reader, writer):
@@ -35,8 +47,7 @@ async def test_stop_lets_sessions_finish_and_takes_no_new_ones(serve, dial, remo
     async with serve() as server:
         client = await dial(server)
         await client.connect("127.0.0.1", origin.port)
-        stopping = asyncio.ensure_future(server.stop(60))
-        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        stopping = await begin_to_stop(server)
         assert not stopping.done()
         go_on.set()
         assert await client.to_end() == b"late data"
@@ -44,13 +55,12 @@ async def test_stop_lets_sessions_finish_and_takes_no_new_ones(serve, dial, remo
         assert await returns(stopping)
 
 
-async def test_stop_lets_a_handshake_finish(serve, dial, remote, until, say):
+async def test_stop_lets_a_handshake_finish(serve, dial, remote, say, begin_to_stop):
     origin = await remote()
     async with serve() as server:
         client = await dial(server)
         await client.ask(say.no_login, 2)
-        stopping = asyncio.ensure_future(server.stop(60))
-        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        stopping = await begin_to_stop(server)
         assert (await client.ask(say.socks5("127.0.0.1", origin.port), 10))[1] == 0
         assert await client.echoes()
         client.finish()
@@ -61,29 +71,27 @@ async def test_stop_lets_a_handshake_finish(serve, dial, remote, until, say):
 @pytest.mark.parametrize(
     "first", [b"", b"\x05", b"\x05\x01\x00"], ids=["silent", "half", "greeted"]
 )
-async def test_stop_returns_when_the_last_client_has_left(serve, dial, until, first):
+async def test_stop_returns_when_the_last_client_has_left(serve, dial, until, first, begin_to_stop):
     """Whatever state that one was in: there is nothing to wait for any more."""
     async with serve() as server:
         client = await dial(server)
         if first:
             await client.send(first)
         await until(lambda: server.sessions == 1, "the client is accepted")
-        stopping = asyncio.ensure_future(server.stop(60))
-        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        stopping = await begin_to_stop(server)
         assert not stopping.done(), "the client could still finish"
         client.close()
         assert await returns(stopping)
 
 
 async def test_stop_returns_when_the_last_refused_one_has_left(
-    serve, dial, say, refused_port, until
+    serve, dial, say, refused_port, begin_to_stop
 ):
     async with serve() as server:
         client = await dial(server)
         await client.send(say.no_login + say.socks5("127.0.0.1", refused_port))
         assert await client.to_end()
-        stopping = asyncio.ensure_future(server.stop(60))
-        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        stopping = await begin_to_stop(server)
         client.close()
         assert await returns(stopping)
 
@@ -118,12 +126,11 @@ async def test_stop_kills_what_has_not_finished_in_time(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_stop_that_others_overtake_leaves_what_they_started(serve, dial, echo, until):
+async def test_stop_that_others_overtake_leaves_what_they_started(serve, dial, echo, begin_to_stop):
     async with serve() as server:
         client = await dial(server)
         await client.connect("127.0.0.1", echo.port)
-        patient = asyncio.ensure_future(server.stop(60))
-        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        patient = await begin_to_stop(server)
         await server.stop(0)
         server.start()
         assert await returns(patient)
@@ -204,13 +211,12 @@ async def test_nothing_of_it_runs_after_stop(serve, dial, echo, say):
         client.close()
 
 
-async def test_stop_can_be_cancelled_and_repeated(serve, dial, echo, until):
+async def test_stop_can_be_cancelled_and_repeated(serve, dial, echo, begin_to_stop):
     """A second signal cuts the grace short."""
     async with serve() as server:
         client = await dial(server)
         await client.connect("127.0.0.1", echo.port)
-        stopping = asyncio.ensure_future(server.stop(60))
-        await until(lambda: refuses(server.addresses[0]), "the port is closed")
+        stopping = await begin_to_stop(server)
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stopping
