@@ -348,7 +348,6 @@ cdef class Conn:
             waiter.settle(value, error)
 
     cdef on_event(self, uint32_t events):
-        cdef bytes data
         cdef Conn remote
         if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.readable = True
@@ -364,11 +363,16 @@ cdef class Conn:
             self.drain()
         elif self.stage == DIALING:
             self.on_connected(events)
-        elif self.dials is not None and self.reset:
-            while self.dials is not None:  # each takes itself off the list
+        else:
+            while self.reset and self.dials is not None:  # each takes itself off the list
                 remote = self.dials
                 remote.on_dial_failed(ClientGone("reset the connection during the dial"))
-        elif self.waiter is None or self.waiter.over:
+            self.go_on()
+
+    cdef go_on(self):
+        """With what the session waits for."""
+        cdef bytes data
+        if self.waiter is None or self.waiter.over:
             pass  # nobody waits (any more): what came stays in the socket
         elif self.waiting == RECV:
             try:

@@ -136,7 +136,7 @@ class Engine:
             error = remote.sock.connect_ex(peer)
             if error in (errno.EINPROGRESS, errno.EINTR):
                 remote.deadline(timeout)
-                self.probe(caller, caller.on_reset)
+                self.probe(caller, lambda _: caller.on_reset())
                 await remote.ready(WRITE)
                 error = remote.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:

@@ -68,6 +68,9 @@ class Conn:
             return self.sock.recv(HANDSHAKE_CHUNK)
         except BlockingIOError:
             return None
+        except ConnectionResetError:
+            self.on_reset()  # nobody else is told: the error is taken by who reads it
+            raise
 
     async def recv(self) -> bytes:
         while (data := self.recv_now()) is None:
@@ -168,7 +171,7 @@ class Conn:
                 if not waiter.done():
                     waiter.set_exception(error)
 
-    def on_reset(self, _error: int) -> None:
+    def on_reset(self) -> None:
         """While remotes are dialled for this client: ends all attempts."""
         for remote in tuple(self.dials):
             remote.fail(ClientGone("reset its connection while the remote was dialled"))

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from support.system import refuses
+from support.system import option_of, refuses
 
 
 def bound(reply: bytes) -> tuple[str, int]:
@@ -159,6 +159,14 @@ async def test_socks4_reply_is_one_segment(server, dial, echo, say):
     await client.send(say.socks4("127.0.0.1", echo.port))
     assert len(await client.receive()) == 8
     assert client.has_come_in(1)
+
+
+async def test_small_replies_are_not_held_back(server, dial):
+    """As Nagle's algorithm would, until what went before is acknowledged."""
+    client = await dial(server)
+    await client.ask(b"\x05\x01\x00", 2)
+    between = server.addresses[0], client.name
+    assert option_of(*between, socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_no_success_before_the_connection_stands(server, dial, black_hole, say, until):

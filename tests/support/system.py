@@ -1,9 +1,10 @@
-# What the system says of processes, of their descriptors, and of connections that nobody has
-# accepted: by /proc where there is one, else by the programs that read it out, which not every
-# Linux has; and of a port.
+# What the system says of processes, of their descriptors and sockets, and of connections that
+# nobody has accepted: by /proc where there is one, else by the programs that read it out, which
+# not every Linux has; and of a port.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -52,6 +53,21 @@ def connecting_to(port: int) -> int:
 def open_descriptors() -> int:
     """Of this process."""
     return len(os.listdir("/dev/fd"))
+
+
+def option_of(local: tuple[str, int], remote: tuple[str, int], level: int, option: int) -> int:
+    """Of this process's socket that is connected so."""
+    values = []
+    for number in map(int, os.listdir("/dev/fd")):
+        with contextlib.suppress(OSError):  # what is none, or not connected
+            sock = socket.socket(fileno=number)
+            try:
+                if (sock.getsockname()[:2], sock.getpeername()[:2]) == (local, remote):
+                    values.append(sock.getsockopt(level, option))
+            finally:
+                sock.detach()
+    (value,) = values
+    return value
 
 
 def refuses(address: tuple[str, int]) -> bool:
