@@ -79,7 +79,8 @@ def build_parser() -> Parser:
         dest="source",
         metavar="ADDRESS",
         action="append",
-        help="connect to remotes from this address; once for IPv4, once for IPv6",
+        help="connect to remotes from this address, and to none of the other family; once for"
+        " IPv4, once for IPv6",
     )
     add(
         "--prefer",
