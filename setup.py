@@ -1,6 +1,6 @@
 """Declares the extensions, one for each .pyx; everything else is in pyproject.toml.
 
-Where there is no Linux there are none: the package is pure, its engine the Python one.
+Where there is no 64-bit Linux there are none: the package is pure, its engine the Python one.
 Switches, all in the environment:
 
 FASTSOCKS_PURE=1       no extensions here either
@@ -51,5 +51,5 @@ def extension(source: Path) -> Extension:
     return result
 
 
-native = sys.platform == "linux" and not asked("PURE")
+native = sys.platform == "linux" and sys.maxsize > 1 << 32 and not asked("PURE")
 setup(ext_modules=[extension(source) for source in sorted(PACKAGE.glob("*.pyx"))] if native else [])

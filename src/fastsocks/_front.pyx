@@ -24,14 +24,13 @@ from fastsocks._address cimport Address, endpoint_of, os_error, parse_address
 from fastsocks._datagrams cimport Association, Datagrams
 from fastsocks._linux cimport (
     AF_INET, AF_INET6, EAFNOSUPPORT, EAGAIN, EALREADY, EBADF, ECONNRESET, EINPROGRESS, EINTR,
-    EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLONESHOT,
-    EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD,
-    ETIMEDOUT, F_GETFL, F_SETFL, IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, MSG_DONTWAIT,
-    MSG_NOSIGNAL, MSG_TRUNC, O_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
-    SOL_SOCKET, SO_ERROR, SO_KEEPALIVE, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
-    accept4, bind, close, connect, epoll_create1, epoll_event, epoll_wait, errno, fcntl,
-    getpeername, getpid, getsockname, getsockopt, recv, send, setsockopt, shutdown, sockaddr,
-    socket, socklen_t
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ETIMEDOUT, F_GETFL, F_SETFL, IPPROTO_IP,
+    IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, O_NONBLOCK,
+    SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, SO_KEEPALIVE,
+    TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY, accept4, bind, close, connect,
+    epoll_create1, epoll_event, epoll_wait, errno, fcntl, getpeername, getpid, getsockname,
+    getsockopt, recv, send, setsockopt, shutdown, sockaddr, socket, socklen_t
 )
 from fastsocks._pairs cimport Pairs
 from fastsocks._relay cimport (
@@ -517,13 +516,12 @@ cdef class Engine:
     # -- listening ---------------------------------------------------------
 
     def listen(self, sock, on_client):
-        cdef int failed
+        cdef int failed = 0
         sock.setblocking(False)
         if not self.listeners:
             self.accepting = True
-        # Level-triggered: what a turn's budget leaves in the backlog stays ready.
-        failed = watch(self.epfd, EPOLL_CTL_ADD, sock.fileno(), EPOLLIN if self.accepting else 0,
-                       TAG_LISTENER + len(self.listeners))
+        if self.accepting:
+            failed = self.watch_listener(sock, len(self.listeners))
         if failed < 0:
             raise os_error(-failed)
         self.listeners.append((sock, on_client))
@@ -534,22 +532,38 @@ cdef class Engine:
         for sock, _ in self.listeners:
             # Where somebody else has it open too (a service manager, a forked child),
             # closing alone would leave it in the epoll, ready for ever.
-            watch(self.epfd, EPOLL_CTL_DEL, sock.fileno(), 0, 0)
+            self.unwatch(sock.fileno())
             sock.close()
         self.listeners.clear()
 
     cdef set_accepting(self, bint accepting):
         cdef uint32_t number
+        cdef int failed = 0
         if accepting == self.accepting:
             return
         self.accepting = accepting
         for number, (sock, _) in enumerate(self.listeners):
-            watch(self.epfd, EPOLL_CTL_MOD, sock.fileno(), EPOLLIN if accepting else 0,
-                  TAG_LISTENER + number)
+            # Asked for no events, one that others have shut down would be told of all the same.
+            self.unwatch(sock.fileno())
+            if accepting and failed == 0:
+                failed = self.watch_listener(sock, number)
+        if failed < 0:
+            self.rest(-failed)
+
+    cdef int watch_listener(self, sock, uint32_t number) except 1:
+        """Level-triggered: what a turn's budget leaves in the backlog stays ready."""
+        return watch(self.epfd, EPOLL_CTL_ADD, sock.fileno(), EPOLLIN, TAG_LISTENER + number)
 
     cdef pause_accepting(self):
         self.pauses += 1
         self.set_accepting(False)
+
+    cdef rest(self, int error):
+        """The backlog keeps the clients; trying again at once would spin."""
+        self.quiet.warning("accept", "accepting pauses for %d ms: %s", ACCEPT_PAUSE_MS,
+                           os.strerror(error))
+        self.pause_accepting()
+        timer_set(&self.wheel, &self.resume_timer, monotonic_ms() + ACCEPT_PAUSE_MS)
 
     cdef accept(self, uint32_t number):
         cdef Conn conn
@@ -585,17 +599,11 @@ cdef class Engine:
                 self.greet(conn)
                 continue
             error = errno
-            if error == EAGAIN or error == EBADF or error == EINVAL:
+            if error == EAGAIN or error == EBADF:
                 return
-            if error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM:
-                # The backlog keeps the clients; trying again at once would spin.
-                self.quiet.warning("accept", "accepting pauses for %d ms: %s",
-                                   ACCEPT_PAUSE_MS, os.strerror(error))
-                self.pause_accepting()
-                timer_set(&self.wheel, &self.resume_timer, monotonic_ms() + ACCEPT_PAUSE_MS)
+            if error not in contract.ACCEPT_AGAIN:
+                self.rest(error)
                 return
-            # All else (ECONNABORTED, EPERM, network errors of the new socket) is about
-            # one client that is gone already.
 
     cdef greet(self, Conn conn):
         """Reads the first octets; only with them does Python get to know the client."""
@@ -649,7 +657,7 @@ cdef class Engine:
         """Takes the connection off the front's epoll and table. Even a registration
         that has fired its one shot would cost every later wake-up of the socket."""
         if conn.registered:
-            watch(self.epfd, EPOLL_CTL_DEL, conn.fd, 0, 0)
+            self.unwatch(conn.fd)
         self.table[conn.index] = NULL
         self.generations[conn.index] += 1
         self.free_indices.append(conn.index)
@@ -673,6 +681,11 @@ cdef class Engine:
         self.generations = generations
         self.free_indices.extend(range(<int>self.table_size, <int>size))
         self.table_size = size
+
+    cdef unwatch(self, int fd):
+        """A forked child leaves it: the epoll is its parent's as well."""
+        if self.pid == getpid():
+            watch(self.epfd, EPOLL_CTL_DEL, fd, 0, 0)
 
     # -- a turn of the front -------------------------------------------------
 

@@ -201,6 +201,9 @@ cdef class Pairs:
         event at once."""
         cdef int failed = 0
         cdef int which
+        # First of all: one from the porch is LIVE, and its new relay may find that it has
+        # rested too long as soon as it stands among the newcomers.
+        store_u32(&pair.state, JOINING)
         if pair.relay.inline_:
             pair_set_timer(pair.relay, pair)
         elif pair_limit(pair.relay, pair):
@@ -210,7 +213,6 @@ cdef class Pairs:
             if self.nudge_timer.next == NULL:
                 timer_set(self.wheel, &self.nudge_timer,
                           pair.active_ms + min(pair_limit(pair.relay, pair), <uint64_t>NUDGE_MS))
-        store_u32(&pair.state, JOINING)
         for which in range(2):
             if failed == 0:
                 failed = watch(

@@ -613,11 +613,8 @@ cdef void relay_event(Relay *relay, uint64_t data, uint32_t events) noexcept nog
     used again) does not match the slot's generation."""
     cdef Pair *pair = arena_at(relay.arena, <uint32_t>data >> 1)
     cdef End *end = &pair.end[data & 1]
-    cdef uint32_t state
-    if load_u32(&pair.generation) != <uint32_t>(data >> 32):
-        return
-    state = load_u32(&pair.state)
-    if state == ENDED or state == FREE:
+    cdef uint32_t state = load_u32(&pair.state)
+    if state == ENDED or state == FREE or load_u32(&pair.generation) != <uint32_t>(data >> 32):
         return
     if events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         end.readable = end.fresh = 1
@@ -641,7 +638,8 @@ cdef void relay_order(Relay *relay, Command *command) noexcept nogil:
 
 
 cdef void relay_obey(Relay *relay) noexcept nogil:
-    """The commands of the loop thread, each for one generation of one slot."""
+    """The commands of the loop thread, each for one generation of one slot. The state is
+    looked at first: the loop may free the slot and use it again between the two looks."""
     cdef Command *command = <Command *>take_list(&relay.commands)
     cdef Command *after
     cdef Pair *pair
@@ -650,7 +648,7 @@ cdef void relay_obey(Relay *relay) noexcept nogil:
     while command != NULL:
         pair = arena_at(relay.arena, command.index)
         after = <Command *>command.next
-        if load_u32(&pair.generation) == command.generation and load_u32(&pair.state) == LIVE:
+        if load_u32(&pair.state) == LIVE and load_u32(&pair.generation) == command.generation:
             if pair.relay != relay:
                 # It has left the porch since the order was given.
                 relay_order(pair.relay, command)

@@ -40,6 +40,8 @@ cdef struct Destination:
     uint64_t until_ms           # when to ask for the verdict again; 0: never, or it is asked for
     uint32_t hash
     uint32_t address_hash
+    uint32_t held               # datagrams that wait for its verdict
+    uint32_t held_octets
     Verdict verdict
     Endpoint address
     socklen_t address_length

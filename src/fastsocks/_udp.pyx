@@ -41,8 +41,10 @@ from fastsocks._relay cimport (
 cdef enum:
     DESTINATIONS = 1024         # remembered by one association; then the least used goes
     FIRST_BUCKETS = 16
-    HELD_MOST = 16              # datagrams that wait for verdicts, in one association
-    HELD_OCTETS = 64 * 1024
+    # Datagrams that wait for verdicts, in one association. A destination may have more of them
+    # while it has fewer than are free, so that one slow name does not keep out all others.
+    HELD_MOST = 32
+    HELD_OCTETS = 128 * 1024
     # Datagrams that the kernel cuts out of one send (UDP_MAX_SEGMENTS was 64 at first).
     SEGMENTS = 64
     # What they may add up to: the length field has 16 bits, headers included.
@@ -230,6 +232,7 @@ cdef Destination *remember(Assoc *assoc, uint32_t hash, const char *wire,
     made.hash = hash
     made.verdict = ASKED
     made.until_ms = 0
+    made.held = made.held_octets = 0
     made.address_next = NULL
     made.wire_length = <uint16_t>length
     memcpy(made.wire, wire, length)
@@ -260,15 +263,20 @@ cdef void ask(Relay *relay, Assoc *assoc, Destination *destination) noexcept nog
         eventfd_write(relay.ended_fd, 1)
 
 
-cdef inline bint can_hold(Assoc *assoc, size_t length) noexcept nogil:
-    return assoc.held < HELD_MOST and assoc.held_octets + length <= HELD_OCTETS
+cdef bint can_hold(Assoc *assoc, Destination *destination, size_t length) noexcept nogil:
+    """One more for this destination, NULL for a new one."""
+    cdef size_t most = HELD_MOST - assoc.held
+    cdef size_t octets = HELD_OCTETS - assoc.held_octets
+    if destination == NULL:
+        return most > 0 and length <= octets
+    return destination.held < most and destination.held_octets + length <= octets
 
 
 cdef bint hold(Assoc *assoc, Destination *destination, char *payload,
                size_t length) noexcept nogil:
     """Keeps a datagram until the verdict; False where there is no room."""
     cdef Held *held
-    if not can_hold(assoc, length):
+    if not can_hold(assoc, destination, length):
         return False
     held = <Held *>malloc(sizeof(Held) + length)
     if held == NULL:
@@ -284,6 +292,8 @@ cdef bint hold(Assoc *assoc, Destination *destination, char *payload,
     assoc.held_last = held
     assoc.held += 1
     assoc.held_octets += length
+    destination.held += 1
+    destination.held_octets += <uint32_t>length
     return True
 
 
@@ -318,6 +328,8 @@ cdef void settle(Relay *relay, Assoc *assoc, UdpCommand *answer) noexcept nogil:
         else:
             assoc.held -= 1
             assoc.held_octets -= held.length
+            destination.held -= 1
+            destination.held_octets -= <uint32_t>held.length
             if answer.verdict == ALLOWED:
                 send_up(relay, assoc, destination, held.payload, held.length)
                 flush(relay, assoc)
@@ -617,7 +629,7 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
         hash = <uint32_t>keyed_hash(wire, start - 3, udp.key)
         destination = find_by_wire(assoc, hash, wire, start - 3)
         if destination == NULL:
-            if can_hold(assoc, length - start):
+            if can_hold(assoc, NULL, length - start):
                 # Of those in the outbox one may be about to be evicted.
                 flush(relay, assoc)
                 destination = remember(assoc, hash, wire, start - 3)
@@ -629,7 +641,7 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
     if destination.until_ms and destination.until_ms <= relay.now_ms \
             and destination.verdict != ASKED:
         if destination.verdict == DENIED:
-            if not can_hold(assoc, length - start):
+            if not can_hold(assoc, destination, length - start):
                 count_u64(&udp.stats.full, 1)
                 return
             destination.verdict = ASKED
@@ -841,13 +853,13 @@ cdef void assoc_end(Relay *relay, Assoc *assoc, int reason, int error) noexcept 
     if reason != FINISHED:
         reset_on_close(assoc.fd[CONTROL])
     for leg in range(LEGS):
+        disown_port(relay, assoc, leg)  # which another relay may be given once it is closed
         if assoc.fd[leg] >= 0:
             # Where somebody else has it open too (a child between fork and exec), closing
             # alone would leave it in the epoll, and this relay without rest.
             watch(relay.epfd, EPOLL_CTL_DEL, assoc.fd[leg], 0, 0)
             close(assoc.fd[leg])
         assoc.fd[leg] = -1
-        disown_port(relay, assoc, leg)
     while destination != NULL:
         after = destination.older
         free(destination)
@@ -913,9 +925,8 @@ cdef void on_wake(Relay *relay) noexcept nogil:
 cdef void obey(Relay *relay, UdpCommand *command) noexcept nogil:
     cdef Udp *udp = <Udp *>relay.guests
     cdef Assoc *assoc = assoc_at(udp.arena, command.index)
-    if load_u32(&assoc.generation) != command.generation:
-        return
-    if load_u32(&assoc.state) != ACTIVE:
+    # In this order: the loop may free the slot and use it again between the two looks.
+    if load_u32(&assoc.state) != ACTIVE or load_u32(&assoc.generation) != command.generation:
         return
     if command.order == JOIN:
         assoc_join(relay, assoc)

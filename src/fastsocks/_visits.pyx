@@ -209,6 +209,9 @@ cdef class Visit:
         else:
             self.awaited = awaited
             self.task = asyncio.Task(self, loop=self.turn.loop, name="fastsocks session")
+        if self.must_cancel:  # since it went on, by what it has called
+            self.must_cancel = False
+            self.cancel()
 
     # -- what is left of it, for its Task ------------------------------------
 

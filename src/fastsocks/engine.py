@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -37,6 +38,19 @@ KEEPALIVE_AFTER = 7200.0  # net.ipv4.tcp_keepalive_time in seconds, as systems s
 # its network while targets go on sending: seconds until the first probe, between two, and
 # how many go unanswered.
 CONTROL_KEEPALIVE = (60, 20, 3)
+
+# What accept() may say of one client that is gone already (accept(2), "Error handling"). All
+# else leaves the client in the backlog, and would be said again at once.
+ACCEPT_AGAIN = {
+    errno.ECONNABORTED,
+    errno.EINTR,
+    errno.ENETDOWN,
+    errno.EPROTO,
+    errno.ENOPROTOOPT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

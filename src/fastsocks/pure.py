@@ -283,9 +283,9 @@ class Engine:
                 sock, peer = listener.accept()
             except BlockingIOError:
                 return
-            except ConnectionAbortedError:
-                continue
             except OSError as error:
+                if error.errno in contract.ACCEPT_AGAIN:
+                    continue
                 # Mostly out of descriptors. The listener stays readable, so it must rest.
                 self._quiet.warning("accept", "cannot accept: %s", error.strerror)
                 self._retry = self.loop.call_later(ACCEPT_RETRY, self._on_retry)

@@ -33,8 +33,10 @@ UP, DOWN = 0, 1
 LARGEST = 1 << 16
 BUDGET = 32  # datagrams of one socket before the others have a turn
 DESTINATIONS = 1024  # remembered by one association; then the least used goes
-HELD_MOST = 16  # datagrams that wait for verdicts, in one association
-HELD_OCTETS = 1 << 16
+# Datagrams that wait for verdicts, in one association. A destination may have more of them
+# while it has fewer than are free, so that one slow name does not keep out all others.
+HELD_MOST = 32
+HELD_OCTETS = 1 << 17
 DENIED_FOR = 1.0  # seconds, after an error in on_ask
 # Seconds that a datagram may wait in a socket, where a turn takes milliseconds; for so long a
 # client that the kernel gives the port to would not be heard.
@@ -204,7 +206,7 @@ class Association:
                 return destination
         # A flow that stands goes on meanwhile: its replies would be nobody's.
         old = None if destination is None else destination.address
-        if old is None and not self._can_hold(octets):
+        if old is None and not self._can_hold(key, octets):
             return None
         if destination is None:
             if len(self._destinations) >= DESTINATIONS:
@@ -242,14 +244,16 @@ class Association:
             destination.address = None
 
     def _hold(self, key: Key, payload: bytes) -> None:
-        if self._can_hold(len(payload)):
+        if self._can_hold(key, len(payload)):
             self._held.append((key, payload))
         else:
             self._drop("full")
 
-    def _can_hold(self, octets: int) -> bool:
-        held = sum(len(payload) for _, payload in self._held)
-        return len(self._held) < HELD_MOST and held + octets <= HELD_OCTETS
+    def _can_hold(self, key: Key, octets: int) -> bool:
+        """One more for this destination."""
+        every = [len(payload) for _, payload in self._held]
+        own = [len(payload) for other, payload in self._held if other == key]
+        return len(own) < HELD_MOST - len(every) and sum(own) + octets <= HELD_OCTETS - sum(every)
 
     def answer(
         self, atyp: int, raw: bytes, port: int, address: tuple[str, int] | None, ttl: float

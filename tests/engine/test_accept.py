@@ -302,6 +302,17 @@ def test_out_of_descriptors(engine_name, program):
     assert starved.process.returncode == 0, starved.process.log.read_text()
 
 
+async def test_a_listener_that_others_have_shut_down_is_tried_now_and_then(make_engine):
+    """As who has it in common may do. It is ready for ever, and nobody is to be had."""
+    rig = make_engine()
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener.dup() as common:
+        rig.engine.listen(listener, lambda conn: None)
+        common.shutdown(socket.SHUT_RDWR)
+    await rig.until(lambda: rig.engine.counters()["accept_pauses"] > 3, "tried again")
+    assert rig.engine.counters()["accept_pauses"] < 10
+
+
 @pytest.mark.parametrize("failure", [RuntimeError("p"), asyncio.CancelledError()], ids=["", "bare"])
 async def test_a_client_whose_introduction_fails_takes_no_others_along(make_engine, failure):
     """Those that were ready in the same turn, of which nothing more would be heard. It is

@@ -259,6 +259,14 @@ def test_a_forked_child_that_ends_harms_no_session_of_the_native_engine(program)
     assert json.loads(out) == {"came": ["last words", ""], "ended": FINISHED}
 
 
+def test_a_forked_child_that_stops_listening_leaves_its_parent_alone(program):
+    """Of the native engine's epoll it has a copy as well."""
+    process = program("forked_listener", "native")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, process.log.read_text()
+    assert out == "served\n"
+
+
 async def test_both_ends_may_have_been_accepted(make_engine):
     """Then they are one session, not two, and its end leaves none."""
     rig = make_engine(max_sessions=2)

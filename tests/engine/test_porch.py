@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -261,3 +262,20 @@ def test_no_signal_of_a_broken_connection_ends_the_program(program, threads):
     told = json.loads(printed)
     assert told["reasons"] == ["client reset"]
     assert told["spliced"] > MIB
+
+
+@pytest.fixture
+def slow_timer(tmp_path):
+    """What makes the loop's thread slow, to be preloaded beside what is preloaded already."""
+    library = tmp_path / "slow_timer.so"
+    source = Path(__file__).parent / "programs" / "slow_timer.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    return " ".join((os.environ.get("LD_PRELOAD", ""), str(library))).strip()
+
+
+def test_what_has_rested_too_long_is_moved_on_and_ended_once(program, slow_timer):
+    """Its thread may find so before the loop's has come to the end of handing it over."""
+    process = program("moved_when_idle", LD_PRELOAD=slow_timer, MICROSECONDS="500")
+    out, _ = process.communicate(timeout=PATIENCE + 60)
+    assert process.returncode == 0, process.log.read_text()
+    assert json.loads(out) == [1] * 120

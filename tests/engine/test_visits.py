@@ -173,6 +173,19 @@ async def event(visited: Visited) -> None:
     await asyncio.Event().wait()
 
 
+@pytest.mark.parametrize("wait", [recv, recv_as_a_task, event])
+async def test_cancelled_by_itself(visited, wait):
+    """Or by what it has called: it ends where it waits next."""
+
+    async def stages(visited: Visited) -> None:
+        visited.visit.cancel()
+        await wait(visited)
+        visited.said.append("went on")
+
+    visited.begin(stages)
+    assert await visited.told() == ["cancelled"]
+
+
 async def dial(visited: Visited) -> None:
     await visited.rig.engine.dial(visited.conn, visited.hole, None, 0)
 

@@ -13,6 +13,8 @@ import random
 import resource
 import sys
 
+import pytest
+
 from fastsocks.proto import udp
 
 PATIENCE = 20.0
@@ -39,18 +41,33 @@ async def test_large_datagrams_wait_less(make_place, payload):
     assert await client.drops("full", 2) == 2
 
 
+@pytest.mark.parametrize("size", [10, 1_400, 30_000])
+async def test_what_waits_for_a_slow_name_leaves_room_for_others(make_place, payload, size):
+    """A name server may be silent for as long as the client has patience."""
+    place = make_place()
+    (client, questions), target = place.undecided(), place.target()
+    for name in ("slow.example", "as-slow.example"):
+        for _ in range(min(40, 120_000 // size)):
+            client.send(payload(size), (name, 53))
+    client.send(payload(size), target.address)
+    await place.rig.until(lambda: len(questions) == 3, "asked")
+    association, *what = questions[2]
+    association.answer(*what, target.address, 0)
+    assert await target.recv() == payload(size)
+
+
 async def test_only_a_few_questions_at_once(make_place):
     place = make_place()
     (client, questions), target = place.undecided(), place.target()
     for port in range(1, 101):
         client.send(b"x", ("127.0.0.1", port))
-    assert await client.drops("full", 100 - 16) == 100 - 16
-    await place.rig.until(lambda: len(questions) == 16, "asked")
+    assert await client.drops("full", 100 - 32) == 100 - 32
+    await place.rig.until(lambda: len(questions) == 32, "asked")
     for association, *what in questions:
         association.answer(*what, None, 0)
-    assert await client.drops("denied", 16) == 16
+    assert await client.drops("denied", 32) == 32
     client.send(b"now", target.address)
-    await place.rig.until(lambda: len(questions) == 17, "asked again")
+    await place.rig.until(lambda: len(questions) == 33, "asked again")
 
 
 async def test_nothing_is_asked_where_nothing_can_wait(make_place, payload):
@@ -59,11 +76,12 @@ async def test_nothing_is_asked_where_nothing_can_wait(make_place, payload):
     place = make_place()
     (client, questions), target = place.undecided(), place.target()
     client.send(payload(60_000), target.address)
-    await place.rig.until(lambda: questions, "asked")
+    client.send(payload(60_000), ("slow.example", 53))
+    await place.rig.until(lambda: len(questions) == 2, "asked")
     for number in range(300):
-        client.send(payload(6_000), (f"n{number}.example", 53))
+        client.send(payload(12_000), (f"n{number}.example", 53))
         assert await client.drops("full", number + 1) == number + 1
-    assert len(questions) == 1
+    assert len(questions) == 2
     association, *what = questions[0]
     association.answer(*what, target.address, 0)
     assert await target.recv() == payload(60_000)
@@ -87,8 +105,8 @@ async def test_old_refusals_are_not_all_asked_for_at_once(make_place):
     await asyncio.sleep(0.02)
     for name in names:
         client.send(b"x", name)
-    assert await client.drops("full", 60 - 16) == 60 - 16
-    await place.rig.until(lambda: len(questions) == 16, "asked")
+    assert await client.drops("full", 60 - 32) == 60 - 32
+    await place.rig.until(lambda: len(questions) == 32, "asked")
 
 
 async def test_old_permissions_are_asked_for_once_each(make_place):
