@@ -181,6 +181,7 @@ cdef extern from "<netinet/in.h>" nogil:
         uint16_t sin6_port
         in6_addr sin6_addr
         uint32_t sin6_scope_id
+    bint IN6_IS_ADDR_UNSPECIFIED(in6_addr *address)
     bint IN6_IS_ADDR_V4MAPPED(in6_addr *address)
 
 cdef extern from "<netinet/tcp.h>" nogil:

@@ -24,13 +24,13 @@ from libc.string cimport memcmp, memcpy
 from fastsocks._linux cimport (
     AF_INET, AF_INET6, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, EAGAIN, ECONNRESET,
     EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP,
-    EPOLL_CTL_ADD, EPOLL_CTL_DEL, ETIMEDOUT, IPPROTO_IPV6, IPV6_V6ONLY, MSG_DONTWAIT,
-    MSG_NOSIGNAL, MSG_TRUNC, POLLIN, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET,
-    SOL_UDP, SO_ERROR, SO_RCVBUF, SO_SNDBUF, UDP_GRO, UDP_SEGMENT, bind, close, cmsghdr,
-    connect, count_u64, errno, eventfd_write, getsockname, getsockopt, iovec, keyed_hash,
-    load_u32, mmsghdr, msghdr, ntohs, poll, pollfd, push_list, recv, recvmmsg, sendmmsg,
-    sendmsg, sendto, setsockopt, sockaddr, sockaddr_in, sockaddr_in6, socket, socklen_t,
-    store_u32, take_list
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, ETIMEDOUT, IN6_IS_ADDR_UNSPECIFIED, IPPROTO_IPV6,
+    IPV6_V6ONLY, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, POLLIN, SOCK_CLOEXEC, SOCK_DGRAM,
+    SOCK_NONBLOCK, SOL_SOCKET, SOL_UDP, SO_ERROR, SO_RCVBUF, SO_SNDBUF, UDP_GRO, UDP_SEGMENT,
+    bind, close, cmsghdr, connect, count_u64, errno, eventfd_write, getsockname, getsockopt,
+    iovec, keyed_hash, load_u32, mmsghdr, msghdr, ntohs, poll, pollfd, push_list, recv,
+    recvmmsg, sendmmsg, sendmsg, sendto, setsockopt, sockaddr, sockaddr_in, sockaddr_in6,
+    socket, socklen_t, store_u32, take_list
 )
 from fastsocks._relay cimport (
     ASSOCIATION, CLIENT_RESET, FINISHED, IDLE, KILLED, Relay, TICK_MS, Timer, reset_on_close,
@@ -73,6 +73,12 @@ cdef inline bint same_host(Endpoint *one, Endpoint *other) noexcept nogil:
         return False
     # Of fe80::/10 each link has hosts of its own.
     return not is_link_local(one) or one.v6.sin6_scope_id == other.v6.sin6_scope_id
+
+
+cdef inline bint is_any(Endpoint *endpoint) noexcept nogil:
+    if endpoint.any.sa_family == AF_INET:
+        return endpoint.v4.sin_addr.s_addr == 0
+    return IN6_IS_ADDR_UNSPECIFIED(&endpoint.v6.sin6_addr)
 
 
 cdef inline bint is_link_local(Endpoint *endpoint) noexcept nogil:
@@ -589,7 +595,7 @@ cdef void receive_up(Relay *relay, Assoc *assoc) noexcept nogil:
 cdef bint is_client(Relay *relay, Assoc *assoc, Endpoint *sender) noexcept nogil:
     if not same_host(&assoc.client, sender):
         return False
-    if assoc.is_local and is_own_port(relay, sender):
+    if assoc.is_local and is_own_socket(relay, assoc, sender):
         return False  # somebody else sends through this proxy to the port of a client of it
     return not assoc.pinned or port_of(&assoc.client) == port_of(sender)
 
@@ -599,8 +605,13 @@ cdef inline uint32_t *own_port_at(Udp *udp, Endpoint *endpoint) noexcept nogil:
     return &udp.arena.own_ports[family + ntohs(port_of(endpoint))]
 
 
-cdef bint is_own_port(Relay *relay, Endpoint *sender) noexcept nogil:
+cdef bint is_own_socket(Relay *relay, Assoc *assoc, Endpoint *sender) noexcept nogil:
+    """Whether a remote socket has that address. Where they are bound to a source, others of
+    this machine may have their ports."""
+    cdef Endpoint *source = &assoc.source[sender.any.sa_family == AF_INET6]
     cdef uint32_t until = load_u32(own_port_at(<Udp *>relay.guests, sender))
+    if source.any.sa_family != 0 and not is_any(source) and not same_host(source, sender):
+        return False
     return until != 0 and until >= relay.now_ms // 1000
 
 

@@ -172,11 +172,24 @@ class Association:
 
     def _on_client(self) -> None:
         for data, sender in datagrams(self._client):
-            own = self._is_local and self._engine.own_ports.has(sender)
-            if own or literal_of(sender) != self._host or self._port not in (0, sender[1]):
+            if (
+                self._is_own_socket(sender)
+                or literal_of(sender) != self._host
+                or self._port not in (0, sender[1])
+            ):
                 self._drop("source")
             else:
                 self._pass_up(data, sender)
+
+    def _is_own_socket(self, sender: Any) -> bool:
+        """Whether a remote socket has that address. Where they are bound to a source, others
+        of this machine may have their ports."""
+        if not self._is_local or not self._engine.own_ports.has(sender):
+            return False
+        any_address = "0.0.0.0" if len(sender) == 2 else "::"
+        family = socket.AF_INET if len(sender) == 2 else socket.AF_INET6
+        source = literal_of(numeric(self._sources.get(family, any_address), 0)[1])
+        return source in (any_address, literal_of(sender))
 
     def _pass_up(self, data: bytes, sender: Any) -> None:
         parsed = udp.parse(data)

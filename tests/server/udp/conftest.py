@@ -26,11 +26,12 @@ def datagrams():
 
 @pytest.fixture
 def associated(dial, datagrams, say):
-    """``await associated(server, which, dst)``: an association of a client on loopback."""
+    """``await associated(server, which, dst, port)``: an association of a client on loopback,
+    and the port that the client sends from."""
 
-    async def make(server, which=0, dst=("0.0.0.0", 0)):
+    async def make(server, which=0, dst=("0.0.0.0", 0), port=0):
         control = await dial(server, which)
-        own = datagrams(control.name[0])
+        own = datagrams(control.name[0], port)
         reply = await asked(control, say, dst)
         assert reply[:3] == b"\x05\x00\x00", reply
         return Association(say, control, own, reply)

@@ -180,15 +180,31 @@ def forged(target):
     return b"\x00\x00\x00\x01\x7f\x00\x00\x01" + target.name[1].to_bytes(2) + b"forged"
 
 
-async def test_nobody_sends_into_another_clients_association(server, associated, datagrams, until):
+@pytest.mark.parametrize("source", [None, "127.0.0.1", "0.0.0.0"])
+async def test_nobody_sends_into_another_clients_association(
+    serve, associated, datagrams, until, source
+):
     """What comes there from the proxy has the address of a client on its machine."""
-    victim, hostile = await associated(server), await associated(server)
-    target = datagrams()
-    for host in (victim.place[0], "localhost", "::ffff:127.0.0.1"):
-        hostile.send(host, victim.place[1], forged(target))
-    await until(lambda: server.engine.counters()["udp_dropped_source"] == 3, "none is the client's")
-    assert await victim.reaches(target)
-    assert target.is_silent()
+    async with serve(source=source) as server:
+        victim, hostile = await associated(server), await associated(server)
+        target = datagrams()
+        for host in (victim.place[0], "localhost", "::ffff:127.0.0.1"):
+            hostile.send(host, victim.place[1], forged(target))
+        counters = server.engine.counters
+        await until(lambda: counters()["udp_dropped_source"] == 3, "none is the client's")
+        assert await victim.reaches(target)
+        assert target.is_silent()
+
+
+@pytest.mark.linux  # whose loopback is all of 127.0.0.0/8
+async def test_client_with_the_port_of_a_remote_socket(serve, associated, datagrams):
+    """Of another address than that, it is the client all the same."""
+    async with serve(source="127.0.0.2") as server:
+        target = datagrams()
+        (await associated(server)).send(*target.name, b"from where?")
+        _, (host, port) = await target.receive()
+        assert host == "127.0.0.2"
+        assert await (await associated(server, port=port)).reaches(target)
 
 
 @pytest.mark.parametrize("ends", [False, True], ids=["stays", "ends"])
