@@ -58,11 +58,12 @@ PROGRAM = {
 # What the stages stand on.
 HELPERS = [
     *("backoff", "passwords", "users_file", "ranges", "hosts", "literals"),
-    *("clients", "turns", "crew", "waits", "places", "routes"),
+    *("clients", "turns", "crew", "waits", "places", "routes", "names"),
 ]
 # Who looks a name up, listens, is given sockets by the caller, or chooses the loop.
 SOCKET_USERS = {
-    *("addresses", "bind", "cli", "engine", "hosts", "library", "resolve", "routes", "server"),
+    *("addresses", "bind", "cli", "engine", "hosts", "library", "names", "resolve", "routes"),
+    "server",
 }
 # Modules in C are the native engine, however many it is cut into.
 PYTHON_ENGINE = {"pure", "pure_conn", "pure_idle", "pure_relay", "pure_udp"}

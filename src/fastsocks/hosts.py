@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from fastsocks import names
 from fastsocks.clients import network_of
 from fastsocks.crew import Crew
 
@@ -53,7 +54,7 @@ class Hosts:
     Both questions raise TimeoutError if nobody answers in time, or at all."""
 
     def __init__(self, reverse: Reverse | None = None, forward: Forward | None = None) -> None:
-        self._reverse = reverse or system_reverse
+        self._reverse = reverse or names.name_of
         self._forward = forward or system_forward
         # Two, as turns alone do not keep a place free where clients are many.
         self._for_clients, self._for_rules = (
@@ -130,7 +131,7 @@ class Memory(Generic[V]):
         try:
             async with asyncio.timeout(DEADLINE):
                 answer = await self._ask(key)
-        except Crowded:  # which says nothing of the name, and may be over at once
+        except (Crowded, names.Lack):  # they say nothing of the name, and may be over at once
             return None
         except ValueError:  # a name that no codec takes
             answer = self._nothing
@@ -164,10 +165,5 @@ async def ask(crew: Crew, client: str, question: Callable[[str], R], key: str) -
     return await asyncio.wrap_future(answer)
 
 
-def system_reverse(address: str) -> str | None:
-    name, _ = socket.getnameinfo((address, 0), socket.NI_NAMEREQD)
-    return name
-
-
 def system_forward(name: str) -> list[str]:
-    return [str(entry[4][0]) for entry in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)]
+    return [str(address[0]) for address in names.addresses_of(name)]

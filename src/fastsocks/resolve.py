@@ -27,6 +27,7 @@ from fastsocks.clients import network_of
 from fastsocks.crew import Crew
 from fastsocks.errors import DialError, Reply
 from fastsocks.literals import family_of, literal_of
+from fastsocks.names import addresses_of
 
 # A name that hangs keeps a thread for as long as the C library has patience (10 s and
 # more), whoever has given up; others need threads meanwhile. Idle ones end. One client
@@ -180,8 +181,7 @@ class Lookup:
         found: list[str] = []
         failure, lasting = "", True
         try:
-            entries = socket.getaddrinfo(self.name, None, family, socket.SOCK_STREAM)
-            found = [literal_of(sockaddr) for *_, sockaddr in entries]
+            found = [literal_of(address) for address in addresses_of(self.name, family)]
         except socket.gaierror as error:
             failure = error.strerror or str(error)
         except OSError as error:  # our own trouble, such as no descriptor

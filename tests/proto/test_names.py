@@ -41,14 +41,16 @@ every_way = pytest.mark.parametrize(
         (b"localhost", "localhost", True),
         (b"x", "x", True),
         (b"EXAMPLE.Com", "example.com", True),
-        (b"example.com.", "example.com", True),
+        (b"Example.com.", "example.com.", True),  # not to be looked for in other domains
+        (b"db.", "db.", True),
+        (b"LocalHost.", "localhost", True),  # as hosts files have it
         (b"a_b.example", "a_b.example", True),  # not a host name by the book, but in use
         (b"xn--bcher-kva.example", "xn--bcher-kva.example", True),
         (b"1and1.example", "1and1.example", True),
         (b"4.3.2.1.in-addr.arpa", "4.3.2.1.in-addr.arpa", True),
         (LABEL_63 + b".example", LABEL_63.decode() + ".example", True),
         (NAME_253, NAME_253.decode(), True),
-        (NAME_253 + b".", NAME_253.decode(), True),
+        (NAME_253 + b".", NAME_253.decode() + ".", True),
         # Browsers send every host as a name.
         (b"127.0.0.1", "127.0.0.1", False),
         (b"255.255.255.255", "255.255.255.255", False),

@@ -78,7 +78,7 @@ TALKS = [
     socks4(
         "4a-longest",
         b"\x04\x01\x00\x50\x00\x00\x00\x01" + b"u" * 255 + b"\x00" + LONG_NAME + b".\x00",
-        Request(CONNECT, LONG_NAME.decode(), 80, True, b"u" * 255),
+        Request(CONNECT, LONG_NAME.decode() + ".", 80, True, b"u" * 255),
     ),
     socks4("4a-ipv4", b"\x04\x01\x01\xbb\x00\x00\x00\x01\x00192.0.2.7\x00", IPV4),
     socks4("4a-ipv6", b"\x04\x01\xff\xff\x00\x00\x00\x01\x00[2001:db8::1]\x00", IPV6),
@@ -88,7 +88,7 @@ TALKS = [
     socks5(
         "5-longest-name",
         b"\x05\x01\x00\x03\xfe" + LONG_NAME + b".\x00\x50",
-        Request(CONNECT, LONG_NAME.decode(), 80, True),
+        Request(CONNECT, LONG_NAME.decode() + ".", 80, True),
     ),
     socks5("5-mapped", b"\x05\x01\x00\x04" + bytes(10) + b"\xff\xff\xc0\x00\x02\x07\x01\xbb", IPV4),
     socks5("5-bind", b"\x05\x02" + IPV4_REQUEST[2:], IPV4._replace(command=BIND)),

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from fastsocks import hosts
+from fastsocks import hosts, names
 from fastsocks.hosts import THREADS_MAX, Crowded, Hosts, Memory
 
 
@@ -62,9 +62,10 @@ async def test_those_who_ask_at_once_wait_for_one_answer(memory, asked):
     assert asked.keys == ["one"]
 
 
-async def test_one_too_many_is_not_remembered(memory, asked):
+@pytest.mark.parametrize("error", [Crowded(), names.Lack(24, "Too many open files")], ids=repr)
+async def test_one_too_many_is_not_remembered(memory, asked, error):
     """It gets no answer, at once, which says nothing of the name."""
-    asked.error = Crowded()
+    asked.error = error
     with pytest.raises(TimeoutError):
         await memory.get("one too many")
     asked.error = None
@@ -111,7 +112,7 @@ async def test_no_such_name(memory, asked, error):
     [
         socket.gaierror(socket.EAI_AGAIN, "temporary failure"),
         socket.gaierror(socket.EAI_FAIL, "permanent failure"),
-        OSError(24, "Too many open files"),
+        OSError(5, "Input/output error"),
         OSError("can't start new thread"),
     ],
     ids=repr,

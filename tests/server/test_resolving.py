@@ -76,12 +76,21 @@ async def test_socks4a_name_without_an_address(server, dial, say, names):
     assert await client.to_end() == say.failed4
 
 
-async def test_names_are_asked_in_lower_case_and_without_the_dot(server, dial, echo, names):
+async def test_names_are_asked_in_lower_case(server, dial, echo, names):
     names.answers["www.example"] = ["127.0.0.1"]
     client = await dial(server)
-    await client.connect("WWW.Example.", echo.port)
+    await client.connect("WWW.Example", echo.port)
     assert await client.echoes()
     assert names.asked == ["www.example"]
+
+
+async def test_a_last_dot_is_for_the_resolver(server, dial, echo, names):
+    """It says that the name is whole: without it, the resolver's search list may find another."""
+    names.answers |= {"www.example.": ["127.0.0.1"], "www.example": ["192.0.2.1"]}
+    client = await dial(server)
+    await client.connect("www.example.", echo.port)
+    assert await client.echoes()
+    assert names.asked == ["www.example."]
 
 
 async def test_an_address_is_never_looked_up(server, dial, echo, names, monkeypatch):

@@ -115,7 +115,10 @@ def parse_name(raw: bytes) -> tuple[str, bool]:
         if packed_ipv4(text) is not None:
             return text, False
         raise ProtocolError("malformed IPv4 address in the name field", Reply.GENERAL_FAILURE)
-    return name, True
+    # A last dot stays, or the resolver would try its search list and find another host. Only
+    # this name is in every hosts file, without one.
+    absolute = text.endswith(".") and name != "localhost"
+    return f"{name}." if absolute else name, True
 
 
 def host_of(atyp: int, raw: bytes) -> tuple[str, bool]:
