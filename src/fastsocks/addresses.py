@@ -171,6 +171,9 @@ class Judge:
                 if port not in ipv4_ports:  # [::] serves IPv4 clients too
                     self._everywhere.add((4, port))
 
+    def uses(self, family: str) -> bool:
+        return family in self._families
+
     def judge(self, client_host: str, host: str, port: int, datagram: bool = False) -> None:
         """Raises RuleDenied, with the range in its reason, if ``client_host`` may not
         reach ``host``. Both are IP literals; IPv6 ones may carry a scope."""

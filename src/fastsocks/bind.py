@@ -64,10 +64,8 @@ class Binder:
         if peers[0] in ANYONE:
             if not self._anyone:
                 raise RuleDenied("BIND without a peer's address (needs --bind-anyone)")
+            address = self._address_for_anyone(peers[0], client.sockname[0])
             peers = ()
-            address = self._sources.get(family_of(client.sockname[0]), "")
-            if not address or address in ANYONE:
-                address = client.sockname[0]
         else:
             # The port is a hint at most; nobody is connected to there.
             allowed = self._judge.choose(client.peer[0], peers, 0)
@@ -86,6 +84,20 @@ class Binder:
             sock.close()
             raise
         return Waiting(self._engine, sock, frozenset(map(without_scope, peers)), self._timeout)
+
+    def _address_for_anyone(self, asked: str, own: str) -> str:
+        """In the family that is asked for, where there is one to be had, else in that of the
+        client's connection, whose address ``own`` is, or in any that is used."""
+        for family in (family_of(asked), family_of(own), *self._sources):
+            address = self._sources.get(family, "")
+            if not address or address in ANYONE:
+                address = own
+            if self._judge.uses(family) and family_of(address) == family:
+                return address
+        raise DialError(
+            "BIND: no address of a family that is used (--prefer, -b)",
+            Reply.ADDRESS_NOT_SUPPORTED,
+        )
 
 
 class Waiting:

@@ -261,6 +261,42 @@ async def test_anyone_may_come_to_a_client_of_socks4(offer, dial, say):
         assert await client.exactly(8) == b"\x00\x5a" + peer.name[1].to_bytes(2) + b"\x7f\0\0\x04"
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [({"source": "127.0.0.3"}, "127.0.0.3"), ({"source": "::1"}, "::1")],
+    ids=["-b ipv4", "-b ipv6"],
+)
+async def test_anyone_comes_by_a_family_that_is_used(
+    offer, bind5, dial, say, settings, own, host, listen
+):
+    """Whatever family the client's connection has, and whatever it asks for."""
+    async with offer(bind_anyone=True, listen=[listen], **settings) as server:
+        client, place = await bind5(server, host)
+        assert place[0] == own
+        peer = await dial(place)
+        assert await second(client) == peer.name
+        four = await dial(server)
+        granted = (await four.ask(say.socks4("0.0.0.0", 0, command=2), 8))[:2] == b"\x00\x5a"
+        assert granted == (":" not in own)
+
+
+async def test_anyone_with_both_families_comes_by_the_one_asked_for(offer, bind5):
+    async with offer(bind_anyone=True, source=["127.0.0.3", "::1"]) as server:
+        for host, own in (("0.0.0.0", "127.0.0.3"), ("::", "::1")):
+            _, place = await bind5(server, host)
+            assert place[0] == own
+
+
+async def test_anyone_where_no_family_is_to_be_had(offer, dial, say):
+    async with offer(bind_anyone=True, listen=["[::1]:0"], prefer="ipv4-only") as server:
+        client = await dial(server)
+        assert await client.ask(say.no_login, 2) == GREETED
+        await client.send(say.socks5("0.0.0.0", 1, command=2))
+        assert await client.to_end() == say.failed(8)
+
+
 async def test_off_unless_it_is_allowed(serve, dial, say):
     async with serve() as server:
         client = await dial(server)
