@@ -19,6 +19,7 @@ REQUESTS = {
     "mapped": b"\x05\x01\x00\x04" + bytes(10) + b"\xff\xff\x7f\x00\x00\x01\x01\xbb",
 }
 FAILURES = [reply for reply in Reply if reply is not Reply.SUCCEEDED]
+MAPPED_BOUND = bytes(10) + b"\xff\xff\x7f\x00\x00\x01"
 IPV6_BOUND = b"\x20\x01\x0d\xb8" + bytes(11) + b"\x09"
 
 
@@ -61,8 +62,8 @@ def test_socks4_knows_one_refusal(reply):
         ("ipv4", "2001:db8::9", 1080, b"\x05\x00\x00\x01\x00\x00\x00\x00\x04\x38"),
         ("ipv6", "2001:db8::9", 1080, b"\x05\x00\x00\x04" + IPV6_BOUND + b"\x04\x38"),
         ("ipv6", "2001:db8::9%3", 1080, b"\x05\x00\x00\x04" + IPV6_BOUND + b"\x04\x38"),
-        ("ipv6", "127.0.0.1", 1080, b"\x05\x00\x00\x04" + bytes(16) + b"\x04\x38"),
-        ("mapped", "127.0.0.1", 1080, b"\x05\x00\x00\x04" + bytes(16) + b"\x04\x38"),
+        ("ipv6", "127.0.0.1", 1080, b"\x05\x00\x00\x04" + MAPPED_BOUND + b"\x04\x38"),
+        ("mapped", "127.0.0.1", 1080, b"\x05\x00\x00\x04" + MAPPED_BOUND + b"\x04\x38"),
     ],
 )
 def test_socks5_granted_in_the_family_of_the_request(request_type, host, port, reply):

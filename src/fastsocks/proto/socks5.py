@@ -73,12 +73,14 @@ class Socks5(Machine):
 
     def granted(self, host: str, port: int) -> bytes:
         """BND in the family of the request: only ATYP 1 and 4 are ever sent, as
-        clients that read fixed sizes fail on anything else. Where the family
-        does not match, the address is zero and the port still true. Not so for
-        BIND and UDP ASSOCIATE, where that address is to be used: in its own family."""
+        clients that read fixed sizes fail on anything else. An IPv4 address for a
+        request of ATYP 4 is IPv4-mapped; an IPv6 address that does not fit is zero, and
+        the port still true. Not so for BIND and UDP ASSOCIATE, where that address is to
+        be used: in its own family."""
         is_ipv6 = ":" in host if self._bnd_is_used else self._atyp == wire.ATYP_IPV6
         if is_ipv6:
-            packed = wire.packed_ipv6(host.partition("%")[0]) or bytes(16)
+            literal = host.partition("%")[0] if ":" in host else f"::ffff:{host}"
+            packed = wire.packed_ipv6(literal) or bytes(16)
         else:
             packed = wire.packed_ipv4(host) or bytes(4)
         return GRANTED[len(packed)] + packed + port.to_bytes(2)
