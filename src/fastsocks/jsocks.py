@@ -166,15 +166,16 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
     whole, began = "", 0
     for line_number, natural in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         line = natural.lstrip(BLANKS)
-        if not began and (not line or line[0] in "#!"):
-            continue
-        began = began or line_number
+        if not whole:
+            if not line or line[0] in "#!":
+                continue
+            began = line_number
         slashes = len(line) - len(line.rstrip("\\"))
         whole += line[:-1] if slashes % 2 else line
         if not slashes % 2:
             yield began, whole
-            whole, began = "", 0
-    if began:
+            whole = ""
+    if whole:
         yield began, whole
 
 
