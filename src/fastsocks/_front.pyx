@@ -537,12 +537,17 @@ cdef class Engine:
         self.listeners.clear()
 
     cdef set_accepting(self, bint accepting):
+        cdef uint32_t count = len(self.listeners)
         cdef uint32_t number
+        cdef uint32_t step
         cdef int failed = 0
-        if accepting == self.accepting:
-            return
+        if accepting == self.accepting or self.pid != getpid():
+            return  # a forked child leaves it: the epoll is its parent's as well
         self.accepting = accepting
-        for number, (sock, _) in enumerate(self.listeners):
+        for step in range(count):
+            # Each is first in its turn: one that makes accepting pause holds back the others.
+            number = <uint32_t>((step + self.pauses) % count)
+            sock, _ = self.listeners[number]
             # Asked for no events, one that others have shut down would be told of all the same.
             self.unwatch(sock.fileno())
             if accepting and failed == 0:

@@ -181,7 +181,9 @@ cdef class Visit:
 
     def cancel(self):
         if self.task is not None:
-            self.task.cancel()
+            # What its Task will await, once that begins, as that would do it.
+            if self.awaited is None or not self.awaited.cancel():
+                self.task.cancel()
         elif self.waits_for is None or not self.waits_for.cancel():
             self.must_cancel = True
 

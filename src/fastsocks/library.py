@@ -80,8 +80,9 @@ def _close_unused(loop: asyncio.AbstractEventLoop, engine: Engine) -> None:
 
 def _close_orphaned() -> None:
     """Those of loops that were closed before what they relayed was over."""
-    for loop in [loop for loop in _engines if loop.is_closed()]:
-        _engines.pop(loop).close()
+    for loop in tuple(_engines):  # another thread may do the same
+        if loop.is_closed() and (engine := _engines.pop(loop, None)) is not None:
+            engine.close()
 
 
 def _check(sock: socket.socket) -> None:

@@ -308,6 +308,10 @@ class Engine:
     def _resume(self) -> None:
         if self._paused and self._retry is None and not self._is_full():
             self._paused = False
+            # Each is first in its turn: one that makes accepting pause holds back the others.
+            first = next(iter(self._listeners), None)
+            if first is not None:
+                self._listeners[first] = self._listeners.pop(first)
             for listener in self._listeners:
                 self.loop.add_reader(listener.fileno(), self._on_connection, listener)
 

@@ -68,7 +68,7 @@ class Conn:
             return self.sock.recv(HANDSHAKE_CHUNK)
         except BlockingIOError:
             return None
-        except ConnectionResetError:
+        except OSError:
             self.on_reset()  # nobody else is told: the error is taken by who reads it
             raise
 

@@ -186,6 +186,19 @@ async def test_cancelled_by_itself(visited, wait):
     assert await visited.told() == ["cancelled"]
 
 
+async def test_cancelled_by_itself_with_what_it_waits_for(visited):
+    inner = []
+
+    async def stages(visited: Visited) -> None:
+        visited.visit.cancel()
+        inner.append(asyncio.ensure_future(asyncio.Event().wait()))
+        await inner[0]
+
+    visited.begin(stages)
+    assert await visited.told() == ["cancelled"]
+    assert inner[0].cancelled()
+
+
 async def dial(visited: Visited) -> None:
     await visited.rig.engine.dial(visited.conn, visited.hole, None, 0)
 

@@ -54,7 +54,7 @@ async def main(client_side: socket.socket, remote_side: socket.socket) -> None:
             while engine.sessions > 1:
                 await asyncio.sleep(0.01)
     # What is told twice is told in the same turns, or never.
-    told = collections.Counter(end[0] for end in ended)
+    told = collections.Counter(end[0] for end in ended if end[0] != BUSY)
     print(json.dumps(sorted(told.values())))
     engine.close()
     for far in fars:

@@ -148,7 +148,7 @@ async def test_a_program_that_will_not_be_cancelled_lets_nobody_in(serve, dial, 
         except asyncio.CancelledError:
             return True
 
-    async with serve(authenticator=stubborn, handshake_timeout=0.3) as server:
+    async with serve(authenticator=stubborn, handshake_timeout=1) as server:
         client = await dial(server)
         await client.send(say.socks4("127.0.0.1", echo.port, b"me"))
         assert await client.to_end() == say.failed4
