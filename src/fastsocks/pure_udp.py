@@ -186,10 +186,14 @@ class Association:
         of this machine may have their ports."""
         if not self._is_local or not self._engine.own_ports.has(sender):
             return False
-        any_address = "0.0.0.0" if len(sender) == 2 else "::"
         family = socket.AF_INET if len(sender) == 2 else socket.AF_INET6
-        source = literal_of(numeric(self._sources.get(family, any_address), 0)[1])
-        return source in (any_address, literal_of(sender))
+        source = literal_of(self._source(family))
+        return source in ("0.0.0.0", "::", literal_of(sender))
+
+    def _source(self, family: int) -> Any:
+        """What the remote socket of a family is bound to."""
+        any_address = "::" if family == socket.AF_INET6 else "0.0.0.0"
+        return numeric(self._sources.get(family, any_address), 0)[1]
 
     def _pass_up(self, data: bytes, sender: Any) -> None:
         parsed = udp.parse(data)
@@ -306,8 +310,7 @@ class Association:
             if family == socket.AF_INET6:
                 remote.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             make_ready(remote)
-            source = self._sources.get(family, "::" if family == socket.AF_INET6 else "0.0.0.0")
-            remote.bind(numeric(source, 0)[1])
+            remote.bind(self._source(family))
         except OSError:
             remote.close()
             raise
