@@ -99,7 +99,8 @@ class Users:
         self._hashes: dict[bytes, str] = {}
         # What takes as long as checking one of the file's users; for those it lacks.
         self._decoy: str | None = None
-        self._version: users_file.Version | None = None
+        self._version: users_file.Version | None = None  # None: it could not be read
+        self._complaint = ""  # the last, which is told once
         self._next_look = clock() + LOOK_EVERY
         # user -> (keyed hash of his right password, until when it is believed)
         self._proven: dict[bytes, tuple[bytes, float]] = {}
@@ -151,18 +152,8 @@ class Users:
     def reload(self) -> bool:
         """Reads the users file again. A wrong one gets one line in the log, and the
         users stay as they were; False then."""
-        if self._path is None:
-            return True
-        version = _version(self._path)
-        try:
-            fresh = users_file.read(self._path)
-            self._take(fresh)
-        except ConfigError as error:
-            log.error("%s; the users as they were stay in force", error)
-            self._version = version  # so that it is told once
-            return False
-        log.info("users %s: read again, with %d in it", self._path, len(fresh.hashes))
-        return True
+        self._complaint = ""
+        return self._path is None or self._read_again(self._path)
 
     def close(self) -> None:
         """Checks that nobody has begun are given up."""
@@ -191,12 +182,29 @@ class Users:
         self._decoy = next((one for one in fresh.hashes.values() if cost(one) == usual[0][0]), None)
 
     def _look(self, path: str, now: float) -> None:
-        """Reads the file again if it is another one than last time."""
+        """Reads the file again if it is another one than last time, or could not be read."""
         if now < self._next_look:
             return
         self._next_look = now + LOOK_EVERY
-        if _version(path) != self._version:
-            self.reload()
+        if self._version is None or _version(path) != self._version:
+            self._read_again(path)
+
+    def _read_again(self, path: str) -> bool:
+        version = _version(path)
+        try:
+            fresh = users_file.read(path)
+            self._take(fresh)
+        except ConfigError as error:
+            # A wrong one is read once; of one that cannot be read nothing is known, so that
+            # somebody may have been removed.
+            self._version = None if isinstance(error, users_file.Unreadable) else version
+            complaint, self._complaint = self._complaint, str(error)
+            if complaint != self._complaint:
+                log.error("%s; the users as they were stay in force", error)
+            return False
+        self._complaint = ""
+        log.info("users %s: read again, with %d in it", path, len(fresh.hashes))
+        return True
 
     # -- judging -----------------------------------------------------------
 

@@ -27,8 +27,12 @@ NAME_OCTETS = 255  # RFC 1929
 # A hundred thousand users; what is larger is another file.
 FILE_OCTETS = 16 << 20
 
-Version = tuple[int, int, int]
-"""What changes when a file does: (mtime in ns, size, inode)."""
+Version = tuple[int, int, int, int]
+"""What changes when a file, or who may read it, does: (mtime and ctime in ns, size, inode)."""
+
+
+class Unreadable(ConfigError):
+    """Nothing is known of what is in it, now."""
 
 
 class Snapshot(NamedTuple):
@@ -41,15 +45,16 @@ class Snapshot(NamedTuple):
 
 
 def read(path: str) -> Snapshot:
-    """Raises ConfigError that says which line is wrong, and what would be right."""
+    """Raises ConfigError that says which line is wrong, and what would be right, and
+    Unreadable."""
     try:
         data, status = _content(path)
     except FileNotFoundError:
-        raise ConfigError(
+        raise Unreadable(
             f"users {path}: no such file; make one with: fastsocks passwd {path} USER"
         ) from None
     except OSError as error:
-        raise ConfigError(f"users {path}: {error.strerror or error}") from None
+        raise Unreadable(f"users {path}: {error.strerror or error}") from None
     hashes: dict[bytes, str] = {}
     for number, name, stored in _entries(path, data):
         try:
@@ -70,7 +75,7 @@ def too_open(what: str, path: str | None, how: str) -> str:
 
 
 def version_of(status: os.stat_result) -> Version:
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def check_name(name: str) -> None:

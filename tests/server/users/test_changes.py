@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 
 import pytest
@@ -82,6 +83,35 @@ async def test_a_mended_file_is_taken(users, world, file, hashed):
     change(file, f"alice:{hashed(b'new')}\n")
     world.now += 1
     assert await users.verify(HERE, b"alice", b"new")
+
+
+async def test_a_file_that_cannot_be_read_is_tried_again(users, world, file, hashed, monkeypatch):
+    """For want of descriptors, say. Else who has been removed would stay in."""
+    assert await users.verify(HERE, b"alice", RIGHT)
+    change(file, f"bob:{hashed(b'bob')}\n")
+    real = os.open
+
+    def out_of_descriptors(path, *arguments, **settings):
+        if path == str(file):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "open", out_of_descriptors)
+    world.now += 1
+    assert users.check_now(HERE, b"alice", RIGHT) is True
+    monkeypatch.setattr(os, "open", real)
+    world.now += 1
+    assert users.check_now(HERE, b"alice", RIGHT) is False
+
+
+async def test_a_file_whose_rights_have_changed_is_read_again(users, world, file, monkeypatch):
+    reads = []
+    real = auth.users_file.read
+    monkeypatch.setattr(auth.users_file, "read", lambda path: reads.append(path) or real(path))
+    file.chmod(0o640)
+    world.now += 1
+    users.check_now(HERE, b"alice", RIGHT)
+    assert reads == [str(file)]
 
 
 def test_reload_tells_whether_it_worked(users, file, caplog):
