@@ -50,8 +50,9 @@ async def while_there(client: Conn) -> AsyncIterator[None]:
         async with within(client.time_left()) as limit:
             timer = loop.call_later(LOOK_INTERVAL, look)
             yield
-            if client.time_left() == 0:
-                raise TimeoutError  # by somebody who would not be cancelled
+            # By somebody who would not be cancelled; the two clocks need not run out at once.
+            if limit.expired() or client.time_left() == 0:
+                raise TimeoutError
     except TimeoutError:
         if client.was_reset():
             raise ClientGone("reset its connection while it was waiting to be let in") from None

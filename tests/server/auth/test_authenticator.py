@@ -10,6 +10,8 @@ import pytest
 
 import fastsocks
 from fastsocks import session
+from fastsocks.errors import AuthError
+from fastsocks.waits import while_there
 from support.logins import WRONG
 
 PATIENCE = 20.0
@@ -156,6 +158,25 @@ async def test_a_program_that_will_not_be_cancelled_lets_nobody_in(serve, dial, 
         await client.send(b"\x05\x01\x02" + say.login(b"alice", WRONG))
         assert await client.to_end() == b"\x05\x02\x01\x01"
     assert echo.peers == []
+
+
+async def test_nor_does_one_that_is_cancelled_before_the_engines_clock_has_run_out():
+    """By less than either clock tells."""
+
+    class Client:
+        left = 0.01
+
+        def time_left(self) -> float:
+            now, self.left = self.left, 0.001
+            return now
+
+        def was_reset(self) -> bool:
+            return False
+
+    with pytest.raises(AuthError):
+        async with while_there(Client()):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
 
 
 async def test_a_program_is_not_asked_about_whom_ident_refuses(serve, dial, say):
