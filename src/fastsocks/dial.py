@@ -4,7 +4,8 @@ A host with several addresses often has one that is dead, mostly IPv6 where only
 IPv4 works. One after the other, a dead address costs its whole timeout; all at once
 is rude to the host. So the next one is begun a quarter of a second after the last,
 or at once when that fails, families taking turns; the first connection that stands
-wins, and the others are closed.
+wins, and the others are closed. Whoever owns a name says how many addresses it has, and
+each takes a descriptor: so few are tried at once, and the oldest has to make room.
 
 What is judged is an address, and exactly that one is dialled: what a name means may
 change at any moment, but nobody looks it up again in between.
@@ -29,6 +30,9 @@ from fastsocks.waits import unless_reset
 
 # Seconds between two attempts; RFC 8305 section 5 recommends it.
 STAGGER = 0.25
+# Attempts at once. The oldest of them has had a second when it makes room, and a round trip
+# by satellite takes 0.6; the last ones have all the time there is.
+ATTEMPTS_MAX = 4
 
 # Of several failures the one that says most about the host: it refuses, a packet filter
 # forbids it, it is silent; rather than that we lack a descriptor, a route or the family.
@@ -102,39 +106,41 @@ class Dialer:
     async def _race(self, client: Conn, addresses: Sequence[str], port: int, budget: float) -> Conn:
         deadline = time.monotonic() + budget
         waiting = iter(addresses)
-        attempts: set[asyncio.Future[Conn]] = set()
-        running: set[asyncio.Future[Conn]] = set()
+        attempts: list[asyncio.Future[Conn]] = []
+        """under way, the oldest first"""
         failures: list[OSError] = []
         try:
             while True:
                 left = deadline - time.monotonic() if budget else 0.0
                 address = None if budget and left <= 0 else next(waiting, None)
                 if address is not None:
-                    begun = asyncio.ensure_future(self._attempt(client, address, port, left))
-                    attempts.add(begun)
-                    running.add(begun)
-                elif not running:
+                    if len(attempts) == ATTEMPTS_MAX:
+                        give_up(attempts.pop(0))
+                        failures.append(out_of_time())
+                    attempts.append(
+                        asyncio.ensure_future(self._attempt(client, address, port, left))
+                    )
+                elif not attempts:
                     break
-                ended, running = await asyncio.wait(
-                    running,
+                ended, _ = await asyncio.wait(
+                    attempts,
                     # With nothing left to begin, each ends by its own deadline.
                     timeout=STAGGER if address is not None else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for attempt in ended:
                     error = attempt.exception()
-                    if error is None:
-                        attempts.remove(attempt)
-                        return attempt.result()
-                    if not isinstance(error, OSError):
+                    if error is not None and not isinstance(error, OSError):
                         raise error
+                    attempts.remove(attempt)
+                    if error is None:
+                        return attempt.result()
                     failures.append(error)
         finally:
             for attempt in attempts:
                 give_up(attempt)
-        if not failures:  # the look-up has left no time for any
-            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-        raise most_telling(failures)
+        # Without any, the look-up has left no time.
+        raise most_telling(failures or [out_of_time()])
 
 
 def interleaved(addresses: Sequence[str]) -> list[str]:
@@ -151,6 +157,10 @@ def give_up(attempt: asyncio.Future[Conn]) -> None:
     """Closes what an attempt has made, or would."""
     if not attempt.cancel() and not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
+
+
+def out_of_time() -> OSError:
+    return OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
 
 def most_telling(failures: Sequence[OSError]) -> OSError:

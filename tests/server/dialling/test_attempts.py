@@ -109,6 +109,47 @@ async def test_losers_are_closed_at_once(rig, listening, hole, until):
     remote.close()
 
 
+async def test_a_name_with_many_dead_addresses_takes_few_descriptors(
+    rig, listening, hole, monkeypatch, until
+):
+    """Who owns the name says how many it has, and a session must not take them all."""
+    monkeypatch.setattr(dialling, "STAGGER", 0.02)
+    port = hole("127.0.0.1")
+    holes = [f"127.0.0.{number}" for number in range(1, 17)]
+    for host in holes[1:]:
+        hole(host, port)
+    listening("127.0.0.77", port)
+    descriptors = open_descriptors()
+    most = 0
+
+    def look() -> bool:
+        nonlocal most
+        most = max(most, open_descriptors() - descriptors)
+        return begun.done()
+
+    begun = asyncio.ensure_future(rig.dial(port, *holes, "127.0.0.77", timeout=60.0))
+    await until(look, "it is over")
+    remote = await begun
+    assert remote.peer == ("127.0.0.77", port)
+    assert most <= dialling.ATTEMPTS_MAX + 1, "one is being closed while the next is opened"
+    remote.close()
+
+
+async def test_the_last_addresses_have_all_the_time(rig, hole, monkeypatch, until):
+    monkeypatch.setattr(dialling, "STAGGER", 0.01)
+    port = hole("127.0.0.1")
+    holes = [f"127.0.0.{number}" for number in range(1, 7)]
+    for host in holes[1:]:
+        hole(host, port)
+    before = connecting_to(port)
+    begun = asyncio.ensure_future(rig.dial(port, *holes, timeout=0.5))
+    await until(lambda: len(rig.engine.dialled) == len(holes), "all have been begun")
+    assert connecting_to(port) == before + dialling.ATTEMPTS_MAX
+    with pytest.raises(OSError) as raised:
+        await begun
+    assert raised.value.errno == errno.ETIMEDOUT
+
+
 async def test_one_that_answers_late_still_wins(rig, listening, monkeypatch, until):
     """While others were begun after it: nobody is given up for being slow."""
     monkeypatch.setattr(dialling, "STAGGER", 0.01)
