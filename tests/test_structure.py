@@ -53,17 +53,18 @@ STAGE_USERS = {
 # The program around it all.
 PROGRAM = {
     *("server", "config", "fields", "configure", "flags", "cli"),
-    *("passwd", "arguments", "jsocks"),
+    *("passwd", "arguments", "jsocks", "journal"),
 }
 # What the stages stand on.
 HELPERS = [
     *("backoff", "passwords", "users_file", "ranges", "hosts", "literals"),
     *("clients", "turns", "crew", "waits", "places", "routes", "names"),
 ]
-# Who looks a name up, listens, is given sockets by the caller, or chooses the loop.
+# Who looks a name up, listens, is given sockets by the caller, chooses the loop, or asks
+# whether standard error can be written to.
 SOCKET_USERS = {
     *("addresses", "bind", "cli", "engine", "hosts", "library", "names", "resolve", "routes"),
-    "server",
+    *("server", "journal"),
 }
 # Modules in C are the native engine, however many it is cut into.
 PYTHON_ENGINE = {"pure", "pure_conn", "pure_idle", "pure_relay", "pure_udp"}

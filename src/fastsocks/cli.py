@@ -23,6 +23,7 @@ from fastsocks.configure import flag_named, to_config, warnings_of
 from fastsocks.errors import ConfigError
 from fastsocks.flags import build_parser
 from fastsocks.flow import endpoint, printable
+from fastsocks.journal import Journal
 from fastsocks.server import Server
 
 log = logging.getLogger("fastsocks")
@@ -61,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
     logging.basicConfig(
         level=logging.ERROR if options.quiet else options.log_level.upper(),
         format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
+        handlers=[Journal(sys.stderr)],
     )
     for warning in (*migrated.warnings, *warnings_of(options, config)):
         log.warning("%s", printable(warning))

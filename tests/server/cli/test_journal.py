@@ -1,0 +1,100 @@
+# The log of a proxy whose standard error nobody reads: strangers can fill what lies between,
+# and then nobody must wait for a reader who does not come.
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import subprocess
+import termios
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from support.ends import exactly
+from support.programs import first_line
+
+PATIENCE = 30.0
+STRANGERS = 1500  # of a line each; a pipe has room for some 700
+LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ .+")
+LOST = re.compile(rb"WARNING (\d+) lines of this log are lost: nobody took them\r?\n")
+
+
+class Unread:
+    """A pipe or a terminal; ``begin()`` lets its reader read, ``said()`` is what there is."""
+
+    def __init__(self, kind: str) -> None:
+        self.ours, self.theirs = os.pipe() if kind == "pipe" else os.openpty()
+        self._is_terminal = kind == "terminal"
+        if self._is_terminal:
+            termios.tcflow(self.theirs, termios.TCOOFF)  # as by Ctrl-S
+
+    def begin(self) -> None:
+        if self._is_terminal:
+            termios.tcflow(self.theirs, termios.TCOON)
+
+    def said(self) -> bytes:
+        said = b""
+        while select.select([self.ours], [], [], 0)[0]:
+            said += os.read(self.ours, 1 << 16)
+        return said
+
+    def close(self) -> None:
+        os.close(self.ours)
+        os.close(self.theirs)
+
+
+@pytest.fixture(params=["pipe", "terminal"])
+def unread(request: pytest.FixtureRequest) -> Iterator[Unread]:
+    channel = Unread(request.param)
+    yield channel
+    channel.close()
+
+
+@pytest.fixture
+def proxy(unread: Unread, command: Callable, environment: Callable) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(
+        command("--listen", "127.0.0.1:0", "--log-level", "debug"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=unread.theirs,
+        env=environment(),
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_log_that_nobody_reads_keeps_nobody_waiting(proxy, unread):
+    port = int(first_line(proxy).partition(" (")[0].rpartition(":")[2])
+    for _ in range(STRANGERS):
+        knock(port)
+    unread.begin()
+    before = unread.said().splitlines()
+    assert len(before) < STRANGERS
+    assert all(map(LINE.fullmatch, before)), "whole lines"
+    knock(port)
+    while not (told := unread.said()):
+        select.select([unread.ours], [], [], PATIENCE)
+    lost = LOST.search(told)
+    assert lost, told
+    assert int(lost[1]) + len(before) >= STRANGERS
+    proxy.terminate()
+    assert proxy.wait(PATIENCE) == 0
+
+
+def test_who_stops_reading_for_good_does_not_keep_it_from_stopping(proxy, unread):
+    port = int(first_line(proxy).partition(" (")[0].rpartition(":")[2])
+    for _ in range(STRANGERS):
+        knock(port)
+    proxy.terminate()
+    assert proxy.wait(PATIENCE) == 0
+
+
+def knock(port: int) -> None:
+    """By somebody who takes it for something else, which gets a line in the log."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as stranger:
+        stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert exactly(stranger, 12) == b"HTTP/1.1 400"
