@@ -114,7 +114,10 @@ class Memory(Generic[V]):
         if time.monotonic() >= until:
             task = self._asking.get(key)
             if task is None:
-                task = self._asking[key] = asyncio.get_running_loop().create_task(self._learn(key))
+                # Not the loop's own way of making one, which a program may have made eager: it
+                # would be over before it stands here.
+                task = asyncio.Task(self._learn(key), loop=asyncio.get_running_loop())
+                self._asking[key] = task
             answer = await asyncio.shield(task)
         if answer is None:
             raise TimeoutError

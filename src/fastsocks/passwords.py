@@ -28,7 +28,10 @@ SALT_OCTETS, HASH_OCTETS = 16, 32
 MEMORY_MAX = 64 << 20
 SCRYPT_WORK_MAX = 1 << 20  # N * r * p
 ARGON2_WORK_MAX = 1 << 20  # KiB * passes
-ARGON2_LANES_MAX = 16
+# However little work there is for each: a lane of scrypt has PBKDF2 on top of its own, and
+# argon2id begins threads for its lanes four times a pass.
+LANES_MAX = 16
+ARGON2_PASSES_MAX = 64
 BCRYPT_COST_MAX = 14
 # A shorter hash could be met by guessing.
 HASH_OCTETS_MIN = 16
@@ -133,25 +136,27 @@ def _judge_scrypt(found: re.Match[str]) -> None:
         raise ValueError(
             f"scrypt with ln={ln},r={r},p={p} does not exist; ln must be less than 16 * r"
         )
-    if ln > 30 or 128 * r << ln > MEMORY_MAX or r * p << ln > SCRYPT_WORK_MAX:
+    too_long = p > LANES_MAX or ln > 30 or r * p << ln > SCRYPT_WORK_MAX
+    if too_long or 128 * r << ln > MEMORY_MAX:
         raise ValueError(
             f"scrypt with ln={ln},r={r},p={p} takes too much memory or time for a login;"
-            " must be at most 64 MiB, as ln=16,r=8,p=2"
+            f" must be at most 64 MiB, as ln=16,r=8,p=2, and p at most {LANES_MAX}"
         )
 
 
 def _judge_argon2(found: re.Match[str]) -> None:
     memory, passes, lanes = (int(found[group]) for group in (2, 3, 4))
     _judge_base64("argon2id", found[5], found[6])
-    if not (passes and 1 <= lanes <= ARGON2_LANES_MAX and memory >= 8 * lanes):
+    if not (passes and 1 <= lanes <= LANES_MAX and memory >= 8 * lanes):
         raise ValueError(
             f"argon2id with m={memory},t={passes},p={lanes} does not exist;"
-            f" p must be 1 to {ARGON2_LANES_MAX}, and m at least 8 for each"
+            f" p must be 1 to {LANES_MAX}, and m at least 8 for each"
         )
-    if memory << 10 > MEMORY_MAX or memory * passes > ARGON2_WORK_MAX:
+    too_long = passes > ARGON2_PASSES_MAX or memory * passes > ARGON2_WORK_MAX
+    if too_long or memory << 10 > MEMORY_MAX:
         raise ValueError(
             f"argon2id with m={memory},t={passes} takes too much memory or time for a login;"
-            " must be at most 64 MiB, as m=65536,t=3"
+            f" must be at most 64 MiB, as m=65536,t=3, and t at most {ARGON2_PASSES_MAX}"
         )
 
 

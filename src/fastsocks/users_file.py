@@ -26,6 +26,8 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 NAME_OCTETS = 255  # RFC 1929
 # A hundred thousand users; what is larger is another file.
 FILE_OCTETS = 16 << 20
+# Linux's. The group's mode bits are the most that it grants, and the group's own without it.
+ACCESS_LIST = "system.posix_acl_access"
 
 Version = tuple[int, int, int, int]
 """What changes when a file, or who may read it, does: (mtime and ctime in ns, size, inode)."""
@@ -211,7 +213,9 @@ def _alone(directory: str) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-        os.fsync(handle)
+        # The change is made; that it would not outlive a loss of power is no failure of it.
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -224,10 +228,12 @@ def _replace(path: str, data: bytes, status: os.stat_result | None) -> None:
         with open(handle, "wb") as file:
             file.write(data)
             if status is not None:
-                # The owner first: a new owner takes mode bits away.
+                # The owner first: a new owner takes mode bits away. The mode last: with a list
+                # less, its group's bits would be the group's own.
                 made = os.fstat(handle)
                 if (made.st_uid, made.st_gid) != (status.st_uid, status.st_gid):
                     _give(handle, status)
+                _list(handle, path)
                 os.fchmod(handle, stat.S_IMODE(status.st_mode))
             file.flush()
             os.fsync(handle)
@@ -244,3 +250,25 @@ def _give(handle: int, status: os.stat_result) -> None:
         # A file that its server can no longer read would be worse than no change.
         owner = f"{status.st_uid}:{status.st_gid}"
         raise PermissionError(error.errno, f"its owner {owner} could not be kept") from None
+
+
+def _list(handle: int, path: str) -> None:
+    """Gives it the access list of the file at ``path``, or none where that has none: a new
+    file may have got one from its directory."""
+    if not hasattr(os, "getxattr"):
+        return
+    wanted, made = _access_list(path), _access_list(handle)
+    try:
+        if wanted is not None:
+            os.setxattr(handle, ACCESS_LIST, wanted)
+        elif made is not None:
+            os.removexattr(handle, ACCESS_LIST)
+    except OSError as error:
+        raise OSError(error.errno, "its access list (ACL) could not be kept") from None
+
+
+def _access_list(file: str | int) -> bytes | None:
+    try:
+        return os.getxattr(file, ACCESS_LIST)
+    except OSError:  # it has none, or its file system has no lists
+        return None

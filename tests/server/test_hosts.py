@@ -62,6 +62,18 @@ async def test_those_who_ask_at_once_wait_for_one_answer(memory, asked):
     assert asked.keys == ["one"]
 
 
+async def test_on_a_loop_whose_tasks_begin_at_once(memory, asked):
+    """As those of a program may; one that finds no place is over before it is known."""
+    eager = getattr(asyncio, "eager_task_factory", None)  # None before Python 3.12
+    asyncio.get_running_loop().set_task_factory(eager)
+    asked.error = Crowded()
+    with pytest.raises(TimeoutError):
+        await memory.get("one")
+    asked.error = None
+    assert await memory.get("one") == "answer for one"
+    assert await memory.get("two") == "answer for two"
+
+
 @pytest.mark.parametrize("error", [Crowded(), names.Lack(24, "Too many open files")], ids=repr)
 async def test_one_too_many_is_not_remembered(memory, asked, error):
     """It gets no answer, at once, which says nothing of the name."""

@@ -192,6 +192,11 @@ def test_a_mistyped_hash_is_refused_and_not_repeated(stored):
         f"$scrypt$ln=1,r=1,p=999999999${SALT}${DIGEST}",
         f"$argon2id$v=19$m=65536,t=17,p=1${SALT}${DIGEST}",
         f"$argon2id$v=19$m=8,t=999999999,p=1${SALT}${DIGEST}",
+        # Seconds, though there is next to nothing to do in each lane or pass.
+        f"$scrypt$ln=1,r=1,p=524288${SALT}${DIGEST}",
+        f"$scrypt$ln=4,r=1,p=17${SALT}${DIGEST}",
+        f"$argon2id$v=19$m=8,t=131072,p=1${SALT}${DIGEST}",
+        f"$argon2id$v=19$m=128,t=65,p=16${SALT}${DIGEST}",
         BCRYPT.replace("04", "15"),
         BCRYPT.replace("04", "31"),
         BCRYPT.replace("04", "99"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import threading
 
 import pytest
@@ -260,6 +261,69 @@ def fstat_of_a_stranger(real):
         return os.stat_result(fields)
 
     return fstat
+
+
+ACCESS_LIST = "system.posix_acl_access"
+DEFAULT_LIST = "system.posix_acl_default"  # what files in a directory are made with
+# (tag, what it may, who): the owner, user 4242, the group, the most for both, others
+ENTRIES = [(1, 6, -1), (2, 4, 4242), (4, 0, -1), (16, 4, -1), (32, 0, -1)]
+
+
+def give_list(place, kind: str) -> None:
+    octets = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in ENTRIES)
+    os.setxattr(place, kind, octets)
+
+
+@pytest.mark.linux
+def test_keeps_who_else_may_read_it(file, one, hashed):
+    """Without its list the group would have what the list's mask has."""
+    path = lines(file, f"alice:{one}")
+    give_list(file, ACCESS_LIST)
+    before = file.stat().st_mode, os.getxattr(file, ACCESS_LIST)
+    users_file.put(path, "alice", hashed(b"new"))
+    assert (file.stat().st_mode, os.getxattr(file, ACCESS_LIST)) == before
+    assert stat.S_IMODE(before[0]) == 0o640
+
+
+@pytest.mark.linux
+def test_takes_no_reader_over_from_the_directory(file, one):
+    path = lines(file, f"alice:{one}")
+    file.chmod(0o640)
+    give_list(file.parent, DEFAULT_LIST)
+    users_file.put(path, "bob", one)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert ACCESS_LIST not in os.listxattr(file)
+
+
+@pytest.mark.linux
+def test_readers_that_cannot_be_kept_stop_it(file, one, monkeypatch):
+    path = lines(file, f"alice:{one}")
+    give_list(file, ACCESS_LIST)
+    before = file.read_bytes()
+
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    with pytest.raises(OSError, match="ACL"):
+        users_file.put(path, "bob", one)
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == ["users"]
+
+
+def test_a_directory_that_cannot_be_written_out_is_no_failure(file, one, monkeypatch):
+    """The new file is in its place by then."""
+    path = lines(file, f"alice:{one}")
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(5, "Input/output error")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert users_file.put(path, "bob", one)
+    assert list(users_file.read(path).hashes) == [b"alice", b"bob"]
 
 
 def test_a_symlink_stays_one(file, one, tmp_path):
