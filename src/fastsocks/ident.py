@@ -7,6 +7,7 @@ It must not know sockets, nor what the client is told.
 
 from __future__ import annotations
 
+import bisect
 import errno
 import os
 import time
@@ -19,7 +20,7 @@ from fastsocks.flow import printable, readable
 from fastsocks.hosts import Hosts
 from fastsocks.proto import ident as rfc1413
 from fastsocks.proto.ident import Answer, Outcome
-from fastsocks.ranges import Rule
+from fastsocks.ranges import Order, Rule
 from fastsocks.waits import within
 
 # A host without identd, or one whose packet filter swallows what would connect to it,
@@ -60,6 +61,7 @@ class Ident:
     ) -> None:
         self._engine = engine
         self._rules = rules
+        self._order = Order([rule.ranges for rule in rules])
         self._timeout = timeout
         self._hosts = hosts or Hosts()
         self._port = port
@@ -116,22 +118,15 @@ class Ident:
     # -- the rule that decides -----------------------------------------------
 
     async def _find_rule(self, host: str) -> Rule | None:
-        for number, rule in enumerate(self._rules):
-            contained = rule.ranges.contains_now(host)
-            if contained is None:
-                # A later rule must not decide only because names take their time, or get
-                # no answer.
-                async with within(self._timeout):
-                    return await self._find_by_name(host, self._rules[number:])
-            if contained:
-                return rule
-        return None
-
-    async def _find_by_name(self, host: str, rules: Sequence[Rule]) -> Rule | None:
-        for rule in rules:
-            if await rule.ranges.contains(host, self._hosts):
-                return rule
-        return None
+        number = self._order.first(host)
+        named = self._order.named[: bisect.bisect_left(self._order.named, number)]
+        if named:
+            # A later rule must not decide only because names take their time, or get no answer.
+            async with within(self._timeout):
+                for earlier in named:
+                    if await self._rules[earlier].ranges.contains(host, self._hosts):
+                        return self._rules[earlier]
+        return self._rules[number] if number < len(self._rules) else None
 
     # -- asking identd -------------------------------------------------------
 

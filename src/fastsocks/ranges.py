@@ -18,10 +18,12 @@ It must not know how names are looked up: ``hosts`` does that, where it is neede
 
 from __future__ import annotations
 
+import bisect
+import heapq
 import ipaddress
 import itertools
 import re
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 # An underscore is no host name's, but in some organisations' DNS all the same.
@@ -66,7 +68,7 @@ class Ranges:
     with what would be right."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        self._spans: list[Span] = []
+        self.spans: list[Span] = []
         self._suffixes: tuple[str, ...] = ()
         self._names: list[str] = []
         self._name_pairs: list[tuple[str, str]] = []
@@ -79,12 +81,12 @@ class Ranges:
 
     @property
     def is_everyone(self) -> bool:
-        return any(span.is_everything for span in self._spans)
+        return any(span.is_everything for span in self.spans)
 
     def contains_now(self, address: str) -> bool | None:
         """None if that depends on a name."""
         position = position_of(address)
-        if any(span.contains(position) for span in self._spans):
+        if any(span.contains(position) for span in self.spans):
             return True
         return None if self.needs_names else False
 
@@ -116,11 +118,11 @@ class Ranges:
 
     def _add(self, entry: str) -> None:
         if entry == ".":
-            self._spans += [whole_family(4), whole_family(6)]
+            self.spans += [whole_family(4), whole_family(6)]
         elif "/" in entry:
-            self._spans.append(parse_network(entry))
+            self.spans.append(parse_network(entry))
         elif PREFIX.fullmatch(entry):
-            self._spans.append(parse_prefix(entry))
+            self.spans.append(parse_prefix(entry))
         elif entry.startswith("."):
             if not is_name(entry[1:]):
                 raise ValueError(f'"{entry}" must be a dot and a domain, as in .example.com')
@@ -132,7 +134,7 @@ class Ranges:
             if position is None:
                 self._names.append(entry)
             else:
-                self._spans.append(Span(position, position))
+                self.spans.append(Span(position, position))
         else:
             raise ValueError(
                 f'"{entry}" must be an address, a network, a name or FROM:TO (FROM-TO for'
@@ -148,7 +150,40 @@ class Ranges:
         elif low > high:
             raise ValueError(f'"{first}" comes after "{last}": the lower one goes first')
         else:
-            self._spans.append(Span(low, high))
+            self.spans.append(Span(low, high))
+
+
+class Order:
+    """Which of many ranges in order is the first that contains an address. Asked for every
+    client, so it does not look at each of them."""
+
+    def __init__(self, ranges: Sequence[Ranges]) -> None:
+        self.named = [number for number, one in enumerate(ranges) if one.needs_names]
+        """the numbers of those that contain an address because of a name, or may"""
+        # From one of these positions to the next, the first is the same.
+        self._from: list[Position] = []
+        self._first: list[int] = []
+        self._none = len(ranges)
+        begin: dict[Position, list[tuple[int, Position]]] = {}
+        for number, one in enumerate(ranges):
+            for (family, low), (_, high) in one.spans:
+                after = family, high + 1
+                begin.setdefault((family, low), []).append((number, after))
+                begin.setdefault(after, [])
+        open_ones: list[tuple[int, Position]] = []
+        for position in sorted(begin):
+            for entry in begin[position]:
+                heapq.heappush(open_ones, entry)
+            while open_ones and open_ones[0][1] <= position:
+                heapq.heappop(open_ones)
+            self._from.append(position)
+            self._first.append(open_ones[0][0] if open_ones else self._none)
+
+    def first(self, address: str) -> int:
+        """Its number, by what is known of addresses without asking for names; how many
+        there are if it is in none."""
+        place = bisect.bisect_right(self._from, position_of(address))
+        return self._first[place - 1] if place else self._none
 
 
 class Rule(NamedTuple):

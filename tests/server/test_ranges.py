@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import random
 
 import pytest
 
 from fastsocks.hosts import Hosts
-from fastsocks.ranges import parse, parse_rule
+from fastsocks.ranges import Order, parse, parse_rule
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,53 @@ def test_a_range_has_its_first_and_last_address_and_none_beside(text, inside, ou
     ranges = parse(text)
     assert [one for one in inside if ranges.contains_now(one) is not True] == []
     assert [one for one in outside if ranges.contains_now(one) is not False] == []
+
+
+# -- in order ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "address", "number"),
+    [
+        ([], "10.0.0.1", 0),
+        (["10."], "9.255.255.255", 1),
+        (["10."], "11.0.0.0", 1),
+        (["."], "::", 0),
+        (["0.0.0.0", "255.255.255.255", "."], "255.255.255.255", 1),
+        (["10.", "10.0.0.1"], "10.0.0.1", 0),
+        (["10.0.0.1", "10."], "10.0.0.1", 0),
+        (["10.0.0.1", "10."], "10.0.0.2", 1),
+        (["host.example", "10."], "10.0.0.2", 1),
+        (["host.example;10.0.0.2", "10."], "10.0.0.2", 0),
+    ],
+)
+def test_the_first_range_that_contains_it(texts, address, number):
+    assert Order([parse(text) for text in texts]).first(address) == number
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_many_the_first_that_contains_it(seed):
+    """As looking at each in turn says; in so small a space that most of them overlap."""
+    chance = random.Random(seed)
+
+    def some() -> str:
+        base = ipaddress.ip_address(chance.choice(["0.0.0.0", "255.255.255.192", "::", "2001::"]))
+        return str(base + chance.randrange(64))
+
+    def pair() -> str:
+        first, last = (ipaddress.ip_address(some()) for _ in range(2))
+        if first.version != last.version or first > last:
+            return f"{first}"
+        return f"{first}-{last}"
+
+    ranges = [parse(";".join(pair() for _ in range(chance.randint(1, 3)))) for _ in range(40)]
+    order = Order(ranges)
+    for address in (some() for _ in range(400)):
+        told = [number for number, one in enumerate(ranges) if one.contains_now(address)]
+        assert order.first(address) == (told or [len(ranges)])[0], address
+
+
+# -- the syntax --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
