@@ -53,6 +53,33 @@ def test_a_newcomer_finds_places_where_others_have_taken_all_they_could(clients)
     assert turns.take(0) == ("newcomer", "job")
 
 
+def test_a_site_with_all_its_networks_leaves_places_to_others():
+    """Whoever has a /48 has 65,536 networks, and each would be a newcomer."""
+    turns = Turns(1000, 100)
+    for number in range(100):
+        while turns.put(network_of(f"2001:db8:1:{number:x}::1"), number):
+            pass
+    working = 0
+    while turns.take(0):
+        working += 1
+    assert turns.unfinished <= 750
+    assert working <= 75
+    for client in (network_of("2001:db8:2::1"), "192.0.2.1"):
+        assert turns.put(client, "job")
+        assert turns.take(0) == (client, "job")
+
+
+def test_one_network_of_a_site_leaves_places_to_the_next():
+    turns = Turns(1000, 100)
+    while turns.put(network_of("2001:db8:1:1::1"), "job"):
+        pass
+    while turns.take(0):
+        pass
+    neighbour = network_of("2001:db8:1:2::1")
+    assert turns.put(neighbour, "job")
+    assert turns.take(0) == (neighbour, "job")
+
+
 def test_a_place_is_free_again_when_its_job_is_done():
     turns = Turns(2, 2)
     assert turns.put("a", 1)
