@@ -27,14 +27,16 @@ class Flow:
         self.on_end: Callable[[], None] | None = None
 
     def __str__(self) -> str:
-        user = f"{readable(self.user)}@" if self.user else ""
+        # One word: without quotes, a blank would end it.
+        user = readable(self.user).replace(" ", r"\x20") + "@" if self.user else ""
         target = endpoint(self.host, self.port) if self.host is not None else "-"
         return f"#{self.id} {user}{endpoint(*self.client)} -> {target}"
 
 
 def readable(octets: bytes) -> str:
-    """What a peer calls itself, be it text or not."""
-    return printable(octets.decode("utf-8", "replace"))
+    """What a peer calls itself, be it text or not. It may stand in quotes, which it cannot
+    end to pass for what the log says after it."""
+    return printable(octets.decode("utf-8", "replace")).replace('"', r"\x22")
 
 
 def printable(text: str) -> str:

@@ -147,6 +147,26 @@ async def test_log_says_who_failed_without_control_characters(locked, dial, say,
     assert lines[0].isprintable()
 
 
+async def test_no_name_passes_for_something_else_that_the_log_says(locked, dial, say, caplog):
+    """As a program would read it that shuts out whoever fails too often."""
+    client = await dial(locked)
+    await client.ask(b"\x05\x01\x02", 2)
+    await client.send(say.login(b'x" #1 y@192.0.2.1:5 -> -: "', WRONG))
+    assert await client.to_end() == b"\x01\x01"
+    (line,) = (one.getMessage() for one in caplog.records if "192.0.2.1" in one.getMessage())
+    assert line.endswith(r'for user "x\x22 #1 y@192.0.2.1:5 -> -: \x22"')
+
+
+async def test_a_name_is_one_word_in_front_of_its_client(serve, dial, say, refused_port, caplog):
+    async with serve(users={"z -> y": "secret"}) as server:
+        client = await dial(server)
+        await client.ask(b"\x05\x01\x02", 2)
+        await client.ask(say.login(b"z -> y", b"secret"), 2)
+        assert (await client.ask(say.socks5("127.0.0.1", refused_port), 10))[1] == 5
+    (line,) = (one.getMessage() for one in caplog.records if "refused" in one.getMessage())
+    assert r" z\x20->\x20y@127.0.0.1:" in line
+
+
 def test_nothing_shows_the_passwords_of_a_server(serve):
     server = serve(users=USERS)
     for shown in (repr(server), repr(server.config), str(server.config)):
