@@ -83,7 +83,7 @@ class Ident:
         try:
             verdict = await self.verdict(client)
         except TimeoutError:
-            reason = "ident: the names in the ranges could not be looked up in time"
+            reason = "ident: the names in the ranges could not be looked up"
             raise IdentError(reason) from None
         answer = verdict.answer
         if answer is None:
