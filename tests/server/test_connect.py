@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 
 import pytest
 
 from support.system import option_of, refuses
 
+FAMILIES = {1: socket.AF_INET, 4: socket.AF_INET6}  # by ATYP
+
 
 def bound(reply: bytes) -> tuple[str, int]:
     """BND of a SOCKS5 reply; its address type must fit its length."""
     assert reply[:3] == b"\x05\x00\x00"
     assert (reply[3], len(reply)) in ((1, 10), (4, 22))
-    return str(ipaddress.ip_address(reply[4:-2])), int.from_bytes(reply[-2:], "big")
+    return socket.inet_ntop(FAMILIES[reply[3]], reply[4:-2]), int.from_bytes(reply[-2:], "big")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def bound(reply: bytes) -> tuple[str, int]:
         # The family of the reply is the request's: an address that does not fit is zero, or
         # IPv4-mapped, and the port is true all the same.
         ("::1", "six.example", "0.0.0.0"),
-        ("127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1"),
+        ("127.0.0.1", "::ffff:127.0.0.1", "::ffff:127.0.0.1"),
     ],
 )
 async def test_reply_names_the_true_local_address(
@@ -61,9 +62,7 @@ async def test_socks4_reply_names_the_true_local_address(server, dial, echo, say
     reply = await client.ask(say.socks4(host, echo.port, b"somebody"), 8)
     assert reply[:2] == b"\x00\x5a"
     assert await client.echoes()
-    assert (str(ipaddress.ip_address(reply[4:])), int.from_bytes(reply[2:4], "big")) == echo.peers[
-        0
-    ]
+    assert (socket.inet_ntoa(reply[4:]), int.from_bytes(reply[2:4], "big")) == echo.peers[0]
 
 
 async def test_source_address(serve, dial, echo):

@@ -64,14 +64,17 @@ async def test_those_who_ask_at_once_wait_for_one_answer(memory, asked):
 
 async def test_on_a_loop_whose_tasks_begin_at_once(memory, asked):
     """As those of a program may; one that finds no place is over before it is known."""
-    eager = getattr(asyncio, "eager_task_factory", None)  # None before Python 3.12
-    asyncio.get_running_loop().set_task_factory(eager)
-    asked.error = Crowded()
-    with pytest.raises(TimeoutError):
-        await memory.get("one")
-    asked.error = None
-    assert await memory.get("one") == "answer for one"
-    assert await memory.get("two") == "answer for two"
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory", None))  # none before Python 3.12
+    try:
+        asked.error = Crowded()
+        with pytest.raises(TimeoutError):
+            await memory.get("one")
+        asked.error = None
+        assert await memory.get("one") == "answer for one"
+        assert await memory.get("two") == "answer for two"
+    finally:
+        loop.set_task_factory(None)
 
 
 @pytest.mark.parametrize("error", [Crowded(), names.Lack(24, "Too many open files")], ids=repr)
