@@ -9,14 +9,14 @@ somebody reads again a line says how much. It must not know what is logged, nor 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import select
+import socket
+import stat
+from collections.abc import Callable
 from typing import TextIO
-
-# What is written at once. A pipe that says it can be written to has room for as much, and
-# so has a socket.
-PIECE = select.PIPE_BUF
 
 
 class Journal(logging.Handler):
@@ -24,12 +24,13 @@ class Journal(logging.Handler):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._handle = stream.fileno()
-        self._encoding = stream.encoding
+        self._stream = stream  # which would close its descriptor with itself
+        self._take = way_to(stream.fileno())
         self._lost = 0
+        self._is_cut = False  # in the middle of a line
 
     def emit(self, record: logging.LogRecord) -> None:
-        lines = self.format(record) + "\n"
+        lines = self.format(record)
         if self._lost and self._write(self._confession(record)):
             self._lost = 0
         if self._lost or not self._write(lines):
@@ -40,16 +41,40 @@ class Journal(logging.Handler):
             *(record.name, logging.WARNING, record.pathname, record.lineno),
             *("%d lines of this log are lost: nobody took them", (self._lost,), None),
         )
-        return self.format(lost) + "\n"
+        return self.format(lost)
 
     def _write(self, lines: str) -> bool:
         """Whether the whole of it was taken."""
-        octets = lines.encode(self._encoding, "backslashreplace")
-        with contextlib.suppress(OSError):  # the reader is gone
-            while octets and self._is_ready():
-                octets = octets[os.write(self._handle, octets[:PIECE]) :]
-        return not octets
+        text = "\n" * self._is_cut + lines + "\n"
+        whole = rest = text.encode(self._stream.encoding, "backslashreplace")
+        with contextlib.suppress(OSError):  # there is no room for it, or the reader is gone
+            while rest:
+                rest = rest[self._take(rest) :]
+        if len(rest) < len(whole):
+            self._is_cut = bool(rest)
+        return not rest
 
-    def _is_ready(self) -> bool:
-        # Not poll(), which macOS does not have for terminals.
-        return bool(select.select((), (self._handle,), (), 0)[1])
+
+def way_to(handle: int) -> Callable[[bytes], int]:
+    """Writes some of what it is given and returns how much, or raises OSError; never waits.
+
+    O_NONBLOCK alone will not do: everybody would have it whose standard error comes from the
+    same shell."""
+    if stat.S_ISSOCK(os.fstat(handle).st_mode):
+        sock = socket.socket(fileno=os.dup(handle))
+        return lambda octets: sock.send(octets, socket.MSG_DONTWAIT)
+    try:
+        # A terminal can be opened once more. It says that it can be written to when it has
+        # room for one octet, and would wait for the rest.
+        own = os.open(os.ttyname(handle), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:  # no terminal, or another user's
+        return functools.partial(write_when_ready, handle)
+    return functools.partial(os.write, own)
+
+
+def write_when_ready(handle: int, octets: bytes) -> int:
+    # Not poll(), which macOS does not have for terminals.
+    if not select.select((), (handle,), (), 0)[1]:
+        raise BlockingIOError
+    # For so much there is room in a pipe that can be written to.
+    return os.write(handle, octets[: select.PIPE_BUF])
