@@ -34,9 +34,14 @@ class Flow:
 
 
 def readable(octets: bytes) -> str:
-    """What a peer calls itself, be it text or not. It may stand in quotes, which it cannot
-    end to pass for what the log says after it."""
-    return printable(octets.decode("utf-8", "replace")).replace('"', r"\x22")
+    """What a peer calls itself, be it text or not; may stand in quotes."""
+    return quotable(octets.decode("utf-8", "replace"))
+
+
+def quotable(text: str) -> str:
+    """What a peer wrote, which cannot end the quotes it stands in, to pass for what the log
+    says after it."""
+    return printable(text).replace('"', r"\x22")
 
 
 def printable(text: str) -> str:

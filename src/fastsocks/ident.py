@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import IdentError, IdentReply
-from fastsocks.flow import printable, readable
+from fastsocks.flow import quotable, readable
 from fastsocks.hosts import Hosts
 from fastsocks.proto import ident as rfc1413
 from fastsocks.proto.ident import Answer, Outcome
@@ -186,7 +186,7 @@ def describe(answer: Answer) -> str:
     name = readable(answer.name)
     return {
         Outcome.NAME: f'identd says "{name}"',
-        Outcome.ERROR: f'identd says it is an error, "{printable(answer.detail)}"',
+        Outcome.ERROR: f'identd says it is an error, "{quotable(answer.detail)}"',
         Outcome.MALFORMED: f"identd's answer is malformed ({answer.detail})",
         Outcome.REFUSED: "no identd there: connection refused",
         Outcome.TIMEOUT: "identd gave no answer in time",

@@ -20,7 +20,7 @@ from fastsocks.clients import around
 
 Job = TypeVar("Job")
 
-# A client may have as many as are free, a site so many times as many.
+# A client may have as many as are free, a site so many times as many, but for the last.
 SITE = 3
 
 
@@ -98,8 +98,10 @@ class Shares:
         self._sites: Counter[str] = Counter()
 
     def allow(self, client: str, free: int) -> bool:
-        """Whether it may have one more where so many are free."""
-        return self._clients[client] < free and self._sites[around(client)] < SITE * free
+        """Whether it may have one more where so many are free. The last one is for a site
+        that has none."""
+        site = self._sites[around(client)]
+        return self._clients[client] < free and (not site or site < SITE * (free - 1))
 
     def add(self, client: str, number: int) -> None:
         self.total += number

@@ -41,6 +41,16 @@ def test_one_client_alone_gets_half_of_the_workers():
     assert turns.take(0) is None
 
 
+def test_a_site_leaves_one_of_few():
+    turns = Turns(64, 3)
+    for number in range(3):
+        assert turns.put(network_of(f"2001:db8:1:{number:x}::1"), number)
+    assert taken(turns, 2) == [0, 1]
+    assert turns.take(0) is None
+    assert turns.put("192.0.2.1", "job")
+    assert turns.take(0) == ("192.0.2.1", "job")
+
+
 @pytest.mark.parametrize("clients", [1, 2, 5])
 def test_a_newcomer_finds_places_where_others_have_taken_all_they_could(clients):
     turns = Turns(1000, 100)

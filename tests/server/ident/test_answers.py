@@ -18,6 +18,7 @@ NAMES = [
 # And what the log says of it, so that an operator sees whose fault it is.
 NO_NAMES = [
     pytest.param(b" : ERROR : NO-USER\r\n", ' says it is an error, "NO-USER"', id="error"),
+    pytest.param(b' : ERROR : NO"x\r\n', r' says it is an error, "NO\x22x"', id="quote"),
     pytest.param(b" : USERID : UNIX : mallory\r\n", ' says " mallory", who is not', id="another"),
     pytest.param(b" : USERID : UNIX : Alice\r\n", ' says " Alice", who is not', id="case"),
     pytest.param(b" : USERID : UNIX : alice", NOT_SOUND.format("no end of line"), id="cut"),
