@@ -230,6 +230,11 @@ cdef extern from "<unistd.h>" nogil:
     int getpid()
     int pipe2(int *ends, int flags)
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    enum:
+        TIOCOUTQ
+    int ioctl(int fd, unsigned long request, ...)
+
 cdef extern from "<signal.h>" nogil:
     enum:
         SIG_SETMASK

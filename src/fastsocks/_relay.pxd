@@ -95,6 +95,7 @@ cdef struct End:
     uint8_t pieces      # Unix: a read stops short behind descriptors that are passed
     uint8_t fresh       # an event came and nothing has been read since
     uint8_t out_armed   # EPOLLOUT is asked for
+    int unsent          # octets that its kernel held at the last look
     uint8_t known       # its relay's epoll has it already, from its time at the front
 
 

@@ -30,11 +30,11 @@ from fastsocks._linux cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_MOD, ETIMEDOUT, F_GETPIPE_SZ, F_SETPIPE_SZ, IPPROTO_TCP,
     MSG_DONTWAIT, MSG_NOSIGNAL, O_CLOEXEC, O_NONBLOCK, POLLIN, POLLOUT, SHUT_WR, SIG_SETMASK,
     SOL_SOCKET, SO_LINGER, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, TCP_QUICKACK, TFD_CLOEXEC,
-    TFD_NONBLOCK, TFD_TIMER_ABSTIME, clock_gettime, close, count_u64, epoll_create1, epoll_ctl,
-    epoll_event, epoll_wait, errno, eventfd, eventfd_write, fcntl, itimerspec, linger, load_u32,
-    pipe2, poll, pollfd, pthread_sigmask, push_list, read, recv, send, setsockopt, shutdown,
-    sigfillset, sigset_t, splice, splice_quietly, store_u32, swap_u32_if, take_list,
-    timerfd_create, timerfd_settime, timespec
+    TFD_NONBLOCK, TFD_TIMER_ABSTIME, TIOCOUTQ, clock_gettime, close, count_u64, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, errno, eventfd, eventfd_write, fcntl, ioctl, itimerspec,
+    linger, load_u32, pipe2, poll, pollfd, pthread_sigmask, push_list, read, recv, send,
+    setsockopt, shutdown, sigfillset, sigset_t, splice, splice_quietly, store_u32, swap_u32_if,
+    take_list, timerfd_create, timerfd_settime, timespec
 )
 
 
@@ -708,10 +708,22 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
             # Not before the loop has joined it; nor for what has not been looked at yet, as
             # when this process was stopped and everything comes at once.
             timer_set(&relay.wheel, &pair.timer, relay.now_ms + TICK_MS)
+        elif end_gets_on(&pair.end[0]) + end_gets_on(&pair.end[1]):
+            # When the last of them went is not known: at half the limit it is looked at again.
+            timer_set(&relay.wheel, &pair.timer, relay.now_ms + limit // 2 + 1)
         elif pair.dir[UP].state == DONE or pair.dir[DOWN].state == DONE:
             pair_end(relay, pair, HALF_CLOSED, ETIMEDOUT)
         else:
             pair_end(relay, pair, IDLE, ETIMEDOUT)
+
+
+cdef bint end_gets_on(End *end) noexcept nogil:
+    """Whether its kernel has been sending since the last look. It may hold megabytes, which
+    take a slow peer longer than any limit; closing the socket would take them from it."""
+    cdef int before = end.unsent
+    end.unsent = 0
+    ioctl(end.fd, TIOCOUTQ, &end.unsent)
+    return end.unsent != 0 and end.unsent != before
 
 
 cdef bint pair_has_news(Pair *pair) noexcept nogil:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 READ, WRITE = 0, 1
 HANDSHAKE_CHUNK = 1 << 14
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+SO_NWRITE = 0x1024  # macOS
 KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)  # macOS has TCP_KEEPALIVE for it
 # Linux has a sign for a FIN. On macOS poll() looks in the directions that it is asked about, and
 # no other, and POLLHUP says that nothing can come any more, or that nothing can be sent: which
@@ -223,6 +227,16 @@ class Conn:
             while await self.recv():  # noqa: ASYNC110 -- not a wait: others have a turn
                 await asyncio.sleep(0)
         self.shut()
+
+    def unsent(self) -> int:
+        """Octets that the kernel has taken and the peer has not; 0 where it does not say."""
+        try:
+            if sys.platform == "darwin":
+                return self.sock.getsockopt(socket.SOL_SOCKET, SO_NWRITE)
+            told = fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return 0
+        return int.from_bytes(told, sys.byteorder)
 
     def _on_ready(self, mode: int) -> None:
         waiter = self._waiters[mode]

@@ -17,16 +17,22 @@ class IdleTimer:
     """Calls ``on_idle`` once, when ``moved`` is ``limit`` seconds ago; 0 for no limit.
 
     It is not moved along whenever something moves: when it fires, it is set for what
-    is left.
+    is left. If nothing is, ``gets_on`` says whether something moves all the same; when it
+    last did is not known, so it is asked again at half the limit.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limit: float, on_idle: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limit: float,
+        on_idle: Callable[[], None],
+        gets_on: Callable[[], bool] = lambda: False,
     ) -> None:
         self.moved = loop.time()
         self._loop = loop
         self._limit = limit
         self._on_idle = on_idle
+        self._gets_on = gets_on
         self._handle: asyncio.TimerHandle | None = None
         self._set()
 
@@ -50,5 +56,7 @@ class IdleTimer:
             self._set()
         elif not second:
             self._handle = self._loop.call_later(SECOND_LOOK, self._look, True)
+        elif self._gets_on():
+            self._handle = self._loop.call_later(self._limit / 2, self._look)
         else:
             self._on_idle()

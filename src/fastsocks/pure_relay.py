@@ -35,7 +35,10 @@ class Session:
         self.handle = handle
         self._moved = [0, 0]
         self._open_ways = 2
-        self._timer = IdleTimer(engine.loop, engine.settings.idle_timeout, self._on_idle)
+        self._unsent = [0, 0]
+        self._timer = IdleTimer(
+            engine.loop, engine.settings.idle_timeout, self._on_idle, self._gets_on
+        )
 
     def start(self, early: bytes) -> None:
         self.engine.spawn(self._pump(UP, self.client, self.remote, early))
@@ -116,6 +119,13 @@ class Session:
 
     def _on_broken(self, culprit: Conn, error: int) -> None:
         self.end(contract.CLIENT_RESET if culprit is self.client else contract.REMOTE_RESET, error)
+
+    def _gets_on(self) -> bool:
+        """Whether a kernel has been sending since the last look. It may hold megabytes, which
+        take a slow peer longer than any limit; closing the socket would take them from it."""
+        before = self._unsent
+        self._unsent = [self.client.unsent(), self.remote.unsent()]
+        return any(now and now != then for now, then in zip(self._unsent, before, strict=True))
 
     def _on_idle(self) -> None:
         reason = contract.IDLE if self._open_ways == 2 else contract.HALF_CLOSED

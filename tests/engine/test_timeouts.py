@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import pytest
 
 from fastsocks.engine import FINISHED, HALF_CLOSED, IDLE
+from support.ends import Far
 
 SHORT = 0.3
 # Long enough to tell that a deadline was not kept when it should have been replaced.
@@ -217,6 +219,31 @@ async def test_a_half_closed_session_with_activity_lives_on(make_way):
         await asyncio.sleep(BETWEEN / 7)
     relayed.remote.finish()
     assert await rig.ended() == (relayed.flow, 0, 10, FINISHED, 0)
+
+
+@pytest.mark.parametrize("finishes", [True, False], ids=["half-closed", "idle"])
+async def test_who_takes_its_time_gets_all_that_the_kernel_holds(make_way, finishes):
+    """The remote has sent all, so that for the relay nothing moves; the client goes on reading,
+    as behind a modem, and that takes longer than the limit."""
+    limit = 1.0
+    rig = make_way(idle_timeout=limit, half_closed_timeout=limit)
+    ours, its = rig.pair(buffers=1 << 15)
+    # What the kernel holds for the client is more than what it lets be on its way to it.
+    its.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    remote, far = rig.connected()
+    client = Far(ours)
+    rig.engine.relay(rig.engine.adopt(its), far, object(), b"")
+    octets = bytes(400_000)
+    await remote.send(octets)
+    if finishes:
+        remote.finish()
+    await rig.until(lambda: rig.moved() == len(octets), "all of it is the kernel's")
+    began = rig.loop.time()
+    for _ in range(0, len(octets), 8000):
+        assert len(await client.read(8000)) == 8000
+        await asyncio.sleep(0.04)
+    assert rig.loop.time() - began > 1.8 * limit, "in so short a time nothing is shown"
+    assert (await rig.ended())[3] == (HALF_CLOSED if finishes else IDLE)
 
 
 def test_a_process_that_was_stopped_takes_nobody_for_idle(program, engine_name):
