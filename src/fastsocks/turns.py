@@ -31,7 +31,8 @@ class Turns(Generic[Job]):
     def __init__(self, places: int, workers: int) -> None:
         self._places = places
         self._workers = workers
-        self._row: OrderedDict[str, deque[Job]] = OrderedDict()  # who is next stands in front
+        # The site that is next stands in front, and in a site the client.
+        self._row: OrderedDict[str, OrderedDict[str, deque[Job]]] = OrderedDict()
         self._held = Shares()  # waiting or at work
         self._working = Shares()
         self._changed = threading.Condition()
@@ -45,11 +46,13 @@ class Turns(Generic[Job]):
 
     def put(self, client: str, job: Job) -> bool:
         """Whether there was a place for one more of this client's."""
+        site = around(client)
         with self._changed:
-            if not self._held.allow(client, self._places - self._held.total):
+            free = self._places - self._held.total
+            if not (self._held.allow_site(site, free) and self._held.allow(client, free)):
                 return False
-            self._held.add(client, 1)
-            self._row.setdefault(client, deque()).append(job)
+            self._held.add(client, site, 1)
+            self._row.setdefault(site, OrderedDict()).setdefault(client, deque()).append(job)
             self._changed.notify()
         return True
 
@@ -58,21 +61,30 @@ class Turns(Generic[Job]):
         within ``timeout`` seconds, and after ``close()``."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._next() is not None, timeout)
-            client = self._next()
-            if client is None or self._closed:
+            turn = self._next()
+            if turn is None or self._closed:
                 return None
-            jobs = self._row.pop(client)
+            site, client = turn
+            clients = self._row.pop(site)
+            jobs = clients.pop(client)
             job = jobs.popleft()
             if jobs:
-                self._row[client] = jobs  # behind all others
-            self._working.add(client, 1)
+                clients[client] = jobs  # behind all others
+            if clients:
+                self._row[site] = clients
+            self._working.add(client, site, 1)
+            if self._next() is not None:
+                # One job that is done can let two begin: its client's, who has one fewer now,
+                # and another's, since a worker is free.
+                self._changed.notify()
             return client, job
 
     def done(self, client: str) -> None:
         """A worker is free again; it is expected to take the next job itself."""
+        site = around(client)
         with self._changed:
-            self._held.add(client, -1)
-            self._working.add(client, -1)
+            self._held.add(client, site, -1)
+            self._working.add(client, site, -1)
 
     def close(self) -> None:
         """Nobody is given any more."""
@@ -84,9 +96,18 @@ class Turns(Generic[Job]):
     def closed(self) -> bool:
         return self._closed
 
-    def _next(self) -> str | None:
+    def _next(self) -> tuple[str, str] | None:
+        """Passes over those only who have some at work, so it looks at no more of them than
+        there are workers, however many wait."""
         free = self._workers - self._working.total
-        return next((one for one in self._row if self._working.allow(one, free)), None)
+        if not free:
+            return None
+        for site, clients in self._row.items():
+            if self._working.allow_site(site, free):
+                for client in clients:
+                    if self._working.allow(client, free):
+                        return site, client
+        return None
 
 
 class Shares:
@@ -98,14 +119,17 @@ class Shares:
         self._sites: Counter[str] = Counter()
 
     def allow(self, client: str, free: int) -> bool:
-        """Whether it may have one more where so many are free. The last one is for a site
-        that has none."""
-        site = self._sites[around(client)]
-        return self._clients[client] < free and (not site or site < SITE * (free - 1))
+        """Whether a client may have one more where so many are free."""
+        return self._clients[client] < free
 
-    def add(self, client: str, number: int) -> None:
+    def allow_site(self, site: str, free: int) -> bool:
+        """The last one is for a site that has none."""
+        has = self._sites[site]
+        return not has or has < SITE * (free - 1)
+
+    def add(self, client: str, site: str, number: int) -> None:
         self.total += number
-        for count, who in ((self._clients, client), (self._sites, around(client))):
+        for count, who in ((self._clients, client), (self._sites, site)):
             count[who] += number
             if not count[who]:
                 del count[who]

@@ -10,7 +10,7 @@ import pytest
 
 from fastsocks import resolve
 from fastsocks.clients import network_of
-from fastsocks.turns import Turns
+from fastsocks.turns import Shares, Turns
 
 GREEDY, MODEST = "127.0.0.1", "127.0.0.2"
 
@@ -88,6 +88,57 @@ def test_one_network_of_a_site_leaves_places_to_the_next():
     neighbour = network_of("2001:db8:1:2::1")
     assert turns.put(neighbour, "job")
     assert turns.take(0) == (neighbour, "job")
+
+
+def test_a_site_is_one_in_the_row():
+    turns = Turns(100, 100)
+    for number in range(5):
+        turns.put(network_of(f"2001:db8:1:{number:x}::1"), number)
+    turns.put("192.0.2.1", "other")
+    assert taken(turns, 3) == [0, "other", 1]
+
+
+def test_who_waits_by_the_thousand_keeps_nobody_looking(monkeypatch):
+    """For a job that may begin, among all that may not: on the loop's thread others wait for
+    the one who looks."""
+    turns = Turns(2000, 16)
+    for number in range(2000):
+        turns.put(network_of(f"2001:db8:1:{number:x}::1"), number)
+    while turns.take(0):
+        pass
+    assert turns.unfinished > 1000
+    looks = []
+    real = Shares.allow_site
+    monkeypatch.setattr(Shares, "allow_site", lambda *who: looks.append(who) or real(*who))
+    assert turns.put("192.0.2.1", "job")
+    assert turns.take(0) == ("192.0.2.1", "job")
+    assert len(looks) < 3 * 16
+
+
+def test_a_worker_who_is_free_lets_two_begin():
+    """The next job of the client whose job is done, and one that waited for a worker: who
+    waits for that is woken too."""
+    turns = Turns(100, 3)
+    for client in ("a", "b"):
+        turns.put(client, "first")
+        assert turns.take(0) == (client, "first")
+    for client in ("a", "b"):
+        turns.put(client, "second")
+    assert turns.take(0) is None
+    with ThreadPoolExecutor(1) as thread:
+        asleep = threading.Event()
+        real = turns._changed.wait
+
+        def wait(timeout: float) -> bool:
+            asleep.set()
+            return real(timeout)
+
+        turns._changed.wait = wait
+        waiting = thread.submit(turns.take, 60)
+        assert asleep.wait(20)
+        turns.done("b")
+        assert turns.take(0) == ("a", "second")
+        assert waiting.result(20) == ("b", "second")
 
 
 def test_a_place_is_free_again_when_its_job_is_done():
