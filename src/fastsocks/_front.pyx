@@ -181,7 +181,10 @@ cdef class Conn:
         self.readable = True
         self.drain()
         if self.fd >= 0:
-            self.register()
+            try:
+                self.register()
+            except OSError:
+                self.drop()  # without a moment for what it still sends
 
     def close(self):
         if self.stage != LINGERING:
@@ -621,9 +624,9 @@ cdef class Engine:
         if data is None:
             try:
                 conn.register()
-            except OSError:
+            except OSError as error:
                 conn.drop()  # nothing would ever be heard of it
-                raise
+                self.rest(error.errno)
         elif data:
             conn.stage = SESSION
             conn.stash = data
