@@ -1,9 +1,11 @@
 # syntax=docker/dockerfile:1
 # docker build -t fastsocks .
-# docker run -p 127.0.0.1:1080:1080 -e FASTSOCKS_PASSWORD=secret fastsocks -u me
+# docker run --stop-timeout 20 -p 127.0.0.1:1080:1080 -e FASTSOCKS_PASSWORD=secret fastsocks -u me
 #
 # For UDP ASSOCIATE also -p 127.0.0.1:40000-40099:40000-40099/udp, and behind -u me the flags
-# --udp-ports 40000-40099 --udp-address 127.0.0.1 (where clients find those ports).
+# --udp-ports 40000-40099 --udp-address 127.0.0.1 (where clients find those ports). To the proxy
+# no client comes from loopback here: what is private is reached with --allow only. A users file
+# that is mounted has to be readable for user 65534.
 
 FROM python:3.14-slim AS build
 RUN apt-get update \

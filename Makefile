@@ -86,12 +86,15 @@ wheels-check: .venv/built
 clean:
 	rm -rf .venv build dist src/*.egg-info src/fastsocks/*.so src/fastsocks/*.c bench/.build
 
-.venv/bin/python:
+# A stamp, since an interpreter is there as soon as its environment is begun.
+.venv/made:
 	$(PYTHON) -c 'import sys; sys.exit("fastsocks needs CPython 3.11 or newer") if sys.version_info < (3, 11) else 0'
+	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade 'pip>=25.1'
+	touch $@
 
-.venv/installed: .venv/bin/python $(SOURCES)
+.venv/installed: .venv/made $(SOURCES)
 	$(PIP) --editable .
 	touch $@
 

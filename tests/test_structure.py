@@ -46,13 +46,14 @@ STAGES = {"addresses", "associate", "auth", "bind", "resolve", "dial", "ident"}
 # who use it, and what a program may pass to a stage is public.
 STAGE_USERS = {
     "__init__": {"auth"},
+    "keywords": {"auth"},
     "session": STAGES,
     "server": STAGES,
     **{module: {"addresses", "resolve"} for module in ("associate", "bind", "config", "dial")},
 }
 # The program around it all.
 PROGRAM = {
-    *("server", "config", "fields", "configure", "flags", "cli"),
+    *("server", "config", "keywords", "fields", "configure", "flags", "cli"),
     *("passwd", "arguments", "jsocks", "journal"),
 }
 # What the stages stand on.

@@ -177,7 +177,7 @@ cdef class Conn:
             send(self.fd, PyBytes_AS_STRING(last_words), PyBytes_GET_SIZE(last_words),
                  MSG_DONTWAIT | MSG_NOSIGNAL)
         shutdown(self.fd, SHUT_WR)
-        self.deadline(self.engine.settings.linger_timeout or 1.0)
+        self.deadline(self.engine.settings.linger_timeout)
         self.readable = True
         self.drain()
         if self.fd >= 0:

@@ -24,15 +24,12 @@ cdef extern from "<errno.h>" nogil:
         EAGAIN
         EALREADY
         EBADF
-        ECONNABORTED
         ECONNRESET
         EINPROGRESS
         EINTR
         EINVAL
         EIO
-        EMFILE
         EMSGSIZE
-        ENFILE
         ENOBUFS
         ENOMEM
         EPERM

@@ -53,7 +53,7 @@ class ProtocolError(SocksError):
 
 
 class AuthError(SocksError):
-    """The client did not prove who it is; its method's own refusal was sent."""
+    """The client did not prove who it is; it is told so by its method's own refusal."""
 
 
 class TooManyLogins(AuthError):
@@ -68,7 +68,7 @@ class IdentError(SocksError):
 
 
 class ClientGone(SocksError):
-    """The client left, or stayed silent past its deadline."""
+    """The client left."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, None)

@@ -175,7 +175,7 @@ def build_parser() -> Parser:
         metavar="SIZE",
         type=size,
         default=1 << 20,
-        help="octets asked for per pipe, with k or m (1m)",
+        help="octets asked for per pipe, 64k to 1g, with k, m or g (1m)",
     )
     add(
         "--max-pipes",
@@ -288,9 +288,15 @@ def one_or_more(text: str) -> int:
     return whole(text, 1)
 
 
+def cores() -> int:
+    """That this process may use, where the system says so."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def thread_count(text: str) -> int:
     if text == "auto":
-        return os.cpu_count() or 1
+        return cores()
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text}: must be auto or a whole number")
     return in_range(whole(text), text, THREADS_MAX)

@@ -53,9 +53,9 @@ ARGON2 = re.compile(
 BCRYPT = re.compile(r"(?P<cost>\$2[aby]\$([0-9]{2}))\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 
 PATTERNS = {"scrypt": SCRYPT, "argon2id": ARGON2, "2a": BCRYPT, "2b": BCRYPT, "2y": BCRYPT}
-# module that checks a scheme, and the extra that brings it
+# module that checks a scheme, and the package that brings it
 NEEDED = {
-    "argon2id": ("argon2", "argon2"),
+    "argon2id": ("argon2", "argon2-cffi"),
     **dict.fromkeys(("2a", "2b", "2y"), ("bcrypt", "bcrypt")),
 }
 FOREIGN = {
@@ -100,8 +100,7 @@ def validate(stored: str) -> None:
     hash that can be checked here and in reasonable memory and time."""
     scheme = _scheme(stored)
     if scheme in NEEDED:
-        module, extra = NEEDED[scheme]
-        _need(module, extra)
+        _need(*NEEDED[scheme])
     if scheme not in PATTERNS:
         what = FOREIGN.get(scheme, "not a password hash known here")
         if stored.startswith("{"):
@@ -213,13 +212,13 @@ def _scheme(stored: str) -> str:
     return parts[1] if len(parts) == 3 and not parts[0] else ""
 
 
-def _need(module: str, extra: str) -> None:
+def _need(module: str, package: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError:
         raise ValueError(
-            f"a hash that takes the package {module} to check, which is not here:"
-            f" pip install 'fastsocks[{extra}]'"
+            f"a hash that takes the package {package} to check, which is not here:"
+            f" pip install {package}"
         ) from None
 
 

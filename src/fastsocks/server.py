@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from fastsocks import engine as engines
 from fastsocks.addresses import Judge
@@ -25,6 +25,7 @@ from fastsocks.engine import End, Engine
 from fastsocks.errors import ConfigError
 from fastsocks.flow import endpoint
 from fastsocks.ident import Ident
+from fastsocks.keywords import Keywords
 from fastsocks.literals import is_link_local, literal_of, unmapped
 from fastsocks.quiet import QuietLog
 from fastsocks.resolve import Resolver
@@ -53,7 +54,7 @@ class Server:
     message. Leaving the block stops at once; ``stop(grace)`` lets sessions finish.
     """
 
-    def __init__(self, config: Config | None = None, **settings: Any) -> None:
+    def __init__(self, config: Config | None = None, **settings: Unpack[Keywords]) -> None:
         if config is not None and (settings or not isinstance(config, Config)):
             raise ConfigError("Server() takes its settings by keyword, as in listen=[...]")
         try:

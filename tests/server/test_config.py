@@ -18,6 +18,7 @@ from fastsocks.config import (
 )
 from fastsocks.errors import ConfigError
 from fastsocks.fields import KINDS
+from fastsocks.keywords import Keywords
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,14 @@ def test_what_was_checked_is_what_counts():
     users.clear()
     listen[0] = "0.0.0.0:0"
     assert (config.users, config.listen) == ({"me": "pw"}, ["127.0.0.1:0"])
+
+
+def test_type_checkers_know_the_same_settings():
+    told = {name: kind.__forward_arg__ for name, kind in Keywords.__annotations__.items()}
+    settings = {field.name: field.type for field in dataclasses.fields(Config)}
+    assert told.keys() == settings.keys()
+    del told["authenticator"], settings["authenticator"]  # which has a type of its own
+    assert told == settings
 
 
 def test_pipes_stay_below_the_kernels_limit_for_one_user():

@@ -98,6 +98,7 @@ for host in sys.argv[1:]:
 """
 
 
+@pytest.mark.linux  # for its network
 def test_addresses_that_the_machine_would_not_send_from_are_its_own_too():
     """The second of a subnet, and all of a prefix that is local as a whole: through those a
     client could nest connections of the proxy to itself, or become one from loopback."""

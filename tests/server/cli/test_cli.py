@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsocks import __version__, cli
+from fastsocks import __version__, cli, flags
 
 SECRET = "s3cret-w0rd"
 FLAGS = [
@@ -338,7 +338,7 @@ def test_jsocks_files_are_taken_however_they_are_given(configured, tmp_path):
         ("--engine python", "engine", "python", "auto"),
         ("--relay copy", "relay", "copy", "auto"),
         ("--relay-threads 3", "relay_threads", 3, 1),
-        ("--relay-threads auto", "relay_threads", os.cpu_count(), 1),
+        ("--relay-threads auto", "relay_threads", flags.cores(), 1),
         ("--pipe-size 128k", "pipe_size", 1 << 17, 1 << 20),
         ("--max-pipes 7", "max_pipes", 7, None),
         ("--max-sessions 9", "max_sessions", 9, None),

@@ -109,6 +109,7 @@ async def test_losers_are_closed_at_once(rig, listening, hole, until):
     remote.close()
 
 
+@pytest.mark.linux  # whose loopback is all of 127.0.0.0/8
 async def test_a_name_with_many_dead_addresses_takes_few_descriptors(
     rig, listening, hole, monkeypatch, until
 ):
