@@ -45,6 +45,9 @@ cdef enum:
     # while it has fewer than are free, so that one slow name does not keep out all others.
     HELD_MOST = 32
     HELD_OCTETS = 128 * 1024
+    # Of them those for names, so that addresses need not wait for a name server that is silent.
+    NAMED_MOST = 24
+    NAMED_OCTETS = 96 * 1024
     # Datagrams that the kernel cuts out of one send (UDP_MAX_SEGMENTS was 64 at first).
     SEGMENTS = 64
     # What they may add up to: the length field has 16 bits, headers included.
@@ -269,20 +272,23 @@ cdef void ask(Relay *relay, Assoc *assoc, Destination *destination) noexcept nog
         eventfd_write(relay.ended_fd, 1)
 
 
-cdef bint can_hold(Assoc *assoc, Destination *destination, size_t length) noexcept nogil:
+cdef bint can_hold(Assoc *assoc, char atyp, Destination *destination,
+                   size_t length) noexcept nogil:
     """One more for this destination, NULL for a new one."""
-    cdef size_t most = HELD_MOST - assoc.held
-    cdef size_t octets = HELD_OCTETS - assoc.held_octets
+    cdef bint named = atyp == ATYP_NAME
+    cdef Py_ssize_t most = (NAMED_MOST if named else HELD_MOST) - <Py_ssize_t>assoc.held
+    cdef Py_ssize_t octets = (NAMED_OCTETS if named else HELD_OCTETS) \
+        - <Py_ssize_t>assoc.held_octets
     if destination == NULL:
-        return most > 0 and length <= octets
-    return destination.held < most and destination.held_octets + length <= octets
+        return most > 0 and <Py_ssize_t>length <= octets
+    return destination.held < most and <Py_ssize_t>(destination.held_octets + length) <= octets
 
 
 cdef bint hold(Assoc *assoc, Destination *destination, char *payload,
                size_t length) noexcept nogil:
     """Keeps a datagram until the verdict; False where there is no room."""
     cdef Held *held
-    if not can_hold(assoc, destination, length):
+    if not can_hold(assoc, destination.wire[0], destination, length):
         return False
     held = <Held *>malloc(sizeof(Held) + length)
     if held == NULL:
@@ -640,7 +646,7 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
         hash = <uint32_t>keyed_hash(wire, start - 3, udp.key)
         destination = find_by_wire(assoc, hash, wire, start - 3)
         if destination == NULL:
-            if can_hold(assoc, NULL, length - start):
+            if can_hold(assoc, wire[0], NULL, length - start):
                 # Of those in the outbox one may be about to be evicted.
                 flush(relay, assoc)
                 destination = remember(assoc, hash, wire, start - 3)
@@ -652,7 +658,7 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
     if destination.until_ms and destination.until_ms <= relay.now_ms \
             and destination.verdict != ASKED:
         if destination.verdict == DENIED:
-            if not can_hold(assoc, destination, length - start):
+            if not can_hold(assoc, wire[0], destination, length - start):
                 count_u64(&udp.stats.full, 1)
                 return
             destination.verdict = ASKED

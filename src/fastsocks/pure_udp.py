@@ -37,6 +37,9 @@ DESTINATIONS = 1024  # remembered by one association; then the least used goes
 # while it has fewer than are free, so that one slow name does not keep out all others.
 HELD_MOST = 32
 HELD_OCTETS = 1 << 17
+# Of them those for names, so that addresses need not wait for a name server that is silent.
+NAMED_MOST = 24
+NAMED_OCTETS = 3 << 15
 DENIED_FOR = 1.0  # seconds, after an error in on_ask
 # Seconds that a datagram may wait in a socket, where a turn takes milliseconds; for so long a
 # client that the kernel gives the port to would not be heard.
@@ -268,9 +271,11 @@ class Association:
 
     def _can_hold(self, key: Key, octets: int) -> bool:
         """One more for this destination."""
+        named = key[0] == wire.ATYP_NAME
+        most, most_octets = (NAMED_MOST, NAMED_OCTETS) if named else (HELD_MOST, HELD_OCTETS)
         every = [len(payload) for _, payload in self._held]
         own = [len(payload) for other, payload in self._held if other == key]
-        return len(own) < HELD_MOST - len(every) and sum(own) + octets <= HELD_OCTETS - sum(every)
+        return len(own) < most - len(every) and sum(own) + octets <= most_octets - sum(every)
 
     def answer(
         self, atyp: int, raw: bytes, port: int, address: tuple[str, int] | None, ttl: float
