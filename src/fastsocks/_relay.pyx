@@ -395,7 +395,8 @@ cdef int dir_copy(Relay *relay, Pair *pair, int d, size_t most) noexcept nogil:
     if sent < got:
         dir.spill = <char *>malloc(got - sent)
         if dir.spill == NULL:
-            return pair_fault(pair, 1 - d)
+            pair.reason = KILLED  # by neither end
+            return -ENOMEM
         memcpy(dir.spill, relay.scratch + sent, got - sent)
         dir.spill_from = 0
         dir.spill_to = got - sent

@@ -33,6 +33,10 @@ class IdentReply(enum.Enum):
     OTHER_USER = "the user id is not the one that identd reports"
 
 
+# Of descriptors, memory or buffers, of ours or of the machine's: it says nothing of anybody else.
+LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
 class SocksError(Exception):
     """A session that ends without being relayed.
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
 from fastsocks.engine import Conn, Engine
-from fastsocks.errors import IdentError, IdentReply
+from fastsocks.errors import LACKS, IdentError, IdentReply
 from fastsocks.flow import quotable, readable
 from fastsocks.hosts import Hosts
 from fastsocks.proto import ident as rfc1413
@@ -31,10 +31,7 @@ KEEP_LIMIT = 1024  # hosts
 NO_ANSWER = (Outcome.REFUSED, Outcome.TIMEOUT, Outcome.UNREACHABLE)
 
 # Trouble of our own (no descriptor, memory or port is left) says nothing about a host.
-OWN_TROUBLE = {
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
-    *(errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EPERM),
-}
+OWN_TROUBLE = LACKS | {errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EPERM}
 
 
 class Verdict(NamedTuple):

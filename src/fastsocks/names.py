@@ -6,11 +6,10 @@ remembered, and decide who may come, so it is told apart here. It must not know 
 
 from __future__ import annotations
 
-import errno
 import socket
 from typing import Any
 
-LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+from fastsocks.errors import LACKS
 
 
 class Lack(OSError):

@@ -6,14 +6,13 @@ It must not know what an address means, nor who may reach it: addresses.py judge
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import struct
 
+from fastsocks.errors import LACKS
 from fastsocks.literals import literal_of
 
 LOOPBACK = bytes(15) + b"\x01"
-OUT_OF_MEANS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
 
 # rtnetlink(7): a request of one message, and where an answer says what kind of route it is.
@@ -43,7 +42,7 @@ def leads_here(packed: bytes, port: int) -> bool:
         if kind and not is_link_local:
             return False
     except OSError as error:
-        if error.errno in OUT_OF_MEANS:
+        if error.errno in LACKS:
             return True  # which refuses; the other answer could be a loop
     except AttributeError:
         pass  # no such thing here
