@@ -87,6 +87,7 @@ cdef enum:
 
 cdef struct End:
     int fd
+    int unsent          # octets that its kernel held at the last look
     uint8_t readable    # no EAGAIN since the last event
     uint8_t writable
     uint8_t fin         # EPOLLRDHUP: all that will ever come is in the queue
@@ -95,7 +96,6 @@ cdef struct End:
     uint8_t pieces      # Unix: a read stops short behind descriptors that are passed
     uint8_t fresh       # an event came and nothing has been read since
     uint8_t out_armed   # EPOLLOUT is asked for
-    int unsent          # octets that its kernel held at the last look
     uint8_t known       # its relay's epoll has it already, from its time at the front
 
 

@@ -710,7 +710,8 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
             # when this process was stopped and everything comes at once.
             timer_set(&relay.wheel, &pair.timer, relay.now_ms + TICK_MS)
         elif end_gets_on(&pair.end[0]) + end_gets_on(&pair.end[1]):
-            # When the last of them went is not known: at half the limit it is looked at again.
+            # Both are looked at, hence no "or". When the last of them went is not known: at half
+            # the limit there is another look.
             timer_set(&relay.wheel, &pair.timer, relay.now_ms + limit // 2 + 1)
         elif pair.dir[UP].state == DONE or pair.dir[DOWN].state == DONE:
             pair_end(relay, pair, HALF_CLOSED, ETIMEDOUT)

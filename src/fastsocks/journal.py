@@ -60,14 +60,14 @@ def way_to(handle: int) -> Callable[[bytes], int]:
 
     O_NONBLOCK alone will not do: everybody would have it whose standard error comes from the
     same shell."""
-    if stat.S_ISSOCK(os.fstat(handle).st_mode):
-        sock = socket.socket(fileno=os.dup(handle))
-        return lambda octets: sock.send(octets, socket.MSG_DONTWAIT)
     try:
+        if stat.S_ISSOCK(os.fstat(handle).st_mode):
+            sock = socket.socket(fileno=os.dup(handle))
+            return lambda octets: sock.send(octets, socket.MSG_DONTWAIT)
         # A terminal can be opened once more. It says that it can be written to when it has
         # room for one octet, and would wait for the rest.
         own = os.open(os.ttyname(handle), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:  # no terminal, or another user's
+    except OSError:  # neither, another user's, or there is no descriptor left
         return functools.partial(write_when_ready, handle)
     return functools.partial(os.write, own)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -14,6 +15,7 @@ from typing import ClassVar
 
 import pytest
 
+from fastsocks import journal
 from support.ends import exactly
 from support.programs import first_line
 
@@ -112,3 +114,14 @@ def knock(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as stranger:
         stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert exactly(stranger, 12) == b"HTTP/1.1 400"
+
+
+def test_a_socket_where_no_descriptor_is_left(monkeypatch):
+    def dup(handle):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(os, "dup", dup)
+    with ours, theirs:
+        assert journal.way_to(theirs.fileno())(b"said") == 4
+        assert ours.recv(4) == b"said"
