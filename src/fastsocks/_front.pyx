@@ -513,9 +513,6 @@ cdef class Engine:
             return how + ", no pipes to be had: this user's quota is used up"
         return how + f", {settings.max_pipes} pipes of {self.effective_pipe >> 10} KiB"
 
-    def fileno(self):
-        return self.epfd
-
     # -- listening ---------------------------------------------------------
 
     def listen(self, sock, on_client):

@@ -182,12 +182,13 @@ async def test_limits_shorter_and_longer_than_its_stay(make_rig, limits, half_cl
 
 async def test_sessions_are_spread_over_the_threads(make_rig):
     rig = make_rig(relay_threads=2)
+    await asyncio.sleep(0)  # the loop enters what it watches as its turn begins
     before = watched()
     sessions = [rig.relay() for _ in range(8)]
     await until_moved_on(rig, 8)
     more = {epoll: count - before[epoll] for epoll, count in watched().items()}
-    assert more.pop(rig.engine.fileno()) == 0, "some are on the porch still"
-    assert sorted(more.values())[-2:] == [8, 8], "two sockets each of four sessions a thread"
+    # None at the porch's epoll, and two sockets each of four sessions at a thread's.
+    assert sorted(filter(None, more.values())) == [8, 8]
     assert [blocking_ping_pong(session, 2) for session in sessions] == [2] * 8
 
 
