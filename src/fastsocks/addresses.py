@@ -248,7 +248,7 @@ class Judge:
         """A proxy that connects to itself does so until it is full."""
         for packed in reading.spellings:
             if (packed, port) in self._own or (
-                (len(packed), port) in self._everywhere and leads_here(packed, port)
+                (len(packed), port) in self._everywhere and _is_ours(packed, port)
             ):
                 raise RuleDenied(f"{host} port {port} is this proxy itself")
 
@@ -256,15 +256,15 @@ class Judge:
 def is_own(host: str) -> bool:
     """Whether an IP literal is an address of this machine."""
     packed = packed_address(host)
-    return packed is not None and leads_here(packed, 1)
+    return packed is not None and _is_ours(packed, 1)
 
 
 # Bounded, this one and the next; a stranger who fills them costs others a microsecond.
 @functools.lru_cache(maxsize=4096)
 def is_loopback(host: str) -> bool:
     """Whether an address is 127.0.0.0/8 or ::1, IPv4-mapped or not."""
-    packed = packed_address(host) or b""
-    return packed[-4] == 127 if _is_ipv4(packed) else packed == LOOPBACK
+    packed = packed_address(host)
+    return packed is not None and _loops_back(packed[-4:] if _is_ipv4(packed) else packed)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -300,6 +300,14 @@ def packed_address(host: str) -> bytes | None:
         return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
     except (OSError, ValueError):
         return None
+
+
+def _is_ours(packed: bytes, port: int) -> bool:
+    return _loops_back(packed) or leads_here(packed, port)
+
+
+def _loops_back(packed: bytes) -> bool:
+    return packed[0] == 127 if len(packed) == 4 else packed == LOOPBACK
 
 
 def _is_ipv4(packed: bytes) -> bool:

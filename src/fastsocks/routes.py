@@ -12,7 +12,6 @@ import struct
 from fastsocks.errors import LACKS
 from fastsocks.literals import literal_of
 
-LOOPBACK = bytes(15) + b"\x01"
 FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}
 
 # rtnetlink(7): a request of one message, and where an answer says what kind of route it is.
@@ -32,24 +31,34 @@ def leads_here(packed: bytes, port: int) -> bool:
     asked, as elsewhere than on Linux, and for addresses of a link, it is whether we would
     send from that very address, which is not so for each of several in one subnet.
     """
-    if packed[0] == 127 if len(packed) == 4 else packed == LOOPBACK:
-        return True
-    is_link_local = packed[0] == 0xFE
+    told = has_local_route(packed)
+    if told is None or (not told and is_link_local(packed)):
+        return is_source(packed, port)
+    return told
+
+
+def is_link_local(packed: bytes) -> bool:
+    """fe80::/10: on which link, the octets do not say."""
+    return len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
+
+
+def has_local_route(packed: bytes) -> bool | None:
+    """By the routing table; None where that cannot be asked."""
     try:
-        kind = route_kind(packed)
-        if kind in (LOCAL, ANYCAST):
-            return True
-        if kind and not is_link_local:
-            return False
+        return route_kind(packed) in (LOCAL, ANYCAST)
     except OSError as error:
-        if error.errno in LACKS:
-            return True  # which refuses; the other answer could be a loop
+        # For want of a descriptor: yes, which refuses; the other answer could be a loop.
+        return True if error.errno in LACKS else None
     except AttributeError:
-        pass  # no such thing here
+        return None  # no such thing here
+
+
+def is_source(packed: bytes, port: int) -> bool:
+    """Whether a packet to this address, on whatever link, would carry it as its source too."""
     family = FAMILIES[len(packed)]
     host = socket.inet_ntop(family, packed)
     places: list[tuple[str, int] | tuple[str, int, int, int]] = [(host, port)]
-    if is_link_local:  # on which link, its octets do not say
+    if is_link_local(packed):
         places = [(host, port, 0, index) for index, _ in socket.if_nameindex()]
     for place in places:
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:

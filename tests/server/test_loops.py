@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import re
 import socket
@@ -86,6 +87,19 @@ def test_every_address_of_the_machine_is_itself_to_a_wildcard_listener():
         packed = addresses.packed_address(host)
         assert packed is not None
         assert not routes.leads_here(packed, 1080)
+
+
+@pytest.mark.parametrize("rest", ["0.0.1", "2.3.4", "128.0.255"])
+def test_no_address_upsets_a_wildcard_listener(rest):
+    """Link-local addresses of IPv6 are asked for on each link; what begins with the same octet
+    in IPv4 is none."""
+    for first in range(256):
+        for host in (
+            f"{first}.{rest}",
+            str(ipaddress.ip_address(bytes([first, 0x80, *range(14)]))),
+        ):
+            why = denied(host, STRANGER, 1080, listeners=[("::", 1080)], allowed=["all"])
+            assert ("itself" in why) is (first == 127 and ":" not in host)
 
 
 OWN = "198.51.100.4/24 198.51.100.5/24 203.0.113.9/32 2001:db8:1::4/64 2001:db8:1::5/64"
