@@ -16,7 +16,7 @@ from fastsocks.addresses import Judge
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import ClientGone, DialError, Reply, RuleDenied
 from fastsocks.literals import family_of
-from fastsocks.resolve import Resolver
+from fastsocks.resolve import LOOKING_UP, Resolver
 from fastsocks.routes import source_towards
 from fastsocks.waits import LOOK_INTERVAL, unless_reset
 
@@ -52,15 +52,17 @@ class Binder:
         self._lookup_timeout = lookup_timeout
         self._timeout = timeout
 
-    async def listen(self, client: Conn, host: str, port: int, is_name: bool) -> Waiting:
-        """Raises RuleDenied for a peer the client may not have, DialError for a name
+    async def listen(self, client: Conn, host: str, is_name: bool, tells_ipv6: bool) -> Waiting:
+        """Of a name's addresses the first family that ``client`` may reach counts; IPv4, if
+        it has any, where the client cannot be told an IPv6 address.
+
+        Raises RuleDenied for a peer the client may not have, DialError for a name
         without an address, ClientGone, OSError where nothing can listen."""
         peers: tuple[str, ...] = (host,)
         if is_name:
             lookup = self._resolver.resolve(host, self._lookup_timeout, client.peer[0])
-            found = await unless_reset(client, lookup)
-            # A client of SOCKS4a can be told no others than IPv4 addresses.
-            peers = tuple(sorted(found, key=family_of))
+            found = await unless_reset(client, lookup, LOOKING_UP)
+            peers = found if tells_ipv6 else tuple(sorted(found, key=family_of))
         if peers[0] in ANYONE:
             if not self._anyone:
                 raise RuleDenied("BIND without a peer's address (needs --bind-anyone)")

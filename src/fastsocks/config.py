@@ -18,11 +18,10 @@ from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
 from fastsocks.literals import family_of, is_group, is_literal, is_one_host, unmapped
 from fastsocks.ranges import Rule, parse_rule
-from fastsocks.resolve import is_wanted
+from fastsocks.resolve import PREFERENCES, is_wanted
 
 ENGINES = ("auto", "native", "python")
 RELAYS = ("auto", "copy", "splice")
-PREFERENCES = ("", "ipv4", "ipv6", "ipv4-only", "ipv6-only")
 
 SECONDS_MAX = 10**9
 IDENT_SECONDS_MIN = 0.001  # no limit would let an identd hold sessions for ever
@@ -43,7 +42,8 @@ Listener = tuple[str, int]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """See ``fastsocks --help`` for what each is for. Times in seconds, 0 for none."""
+    """See ``fastsocks --help`` for what each is for. Times are in seconds; 0 is no limit, but
+    for ``grace`` no time at all, and ``ident_timeout`` has to have one."""
 
     listen: Sequence[str] = ("127.0.0.1:1080",)
     users: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
@@ -84,11 +84,13 @@ class Config:
         self._keep_copies()
         one_of("engine", self.engine, ENGINES)
         one_of("relay", self.relay, RELAYS)
-        one_of("prefer", self.prefer, PREFERENCES)
+        one_of("prefer", self.prefer, tuple(PREFERENCES))
         self._check_limits()
         self._check_addresses()
         self._check_listeners()
         self._check_users()
+        self._check_ident()
+        self._check_udp()
         self._check_commands()
         self._check_not_open()
 
@@ -131,6 +133,8 @@ class Config:
             raise ConfigError('users_file "": must name a file')
         if self.authenticator is not None and (self.users or self.users_file is not None):
             raise ConfigError("authenticator: decides alone; must not be given with users")
+
+    def _check_ident(self) -> None:
         for text in self.ident:
             try:
                 parse_rule(text)
@@ -162,6 +166,8 @@ class Config:
             Judge(self.allow, ())
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def _check_udp(self) -> None:
         if self.udp_ports is not None:
             first, last = self.udp_ports
             if not 1 <= first <= last <= 65535:
@@ -177,6 +183,22 @@ class Config:
                 raise ConfigError(
                     f"udp_address {self.udp_address}: must be the address of one host, without"
                     " a scope, as clients have to send their datagrams there"
+                )
+
+    def _check_not_open(self) -> None:
+        """Most open proxies of the world are an accident of this kind."""
+        if self.login_needed or self.open:
+            return
+        rules = self.ident_rules
+        if rules and not any(one.ranges.is_everyone and one.names is None for one in rules):
+            return
+        for text in self.listen:
+            host, _ = parse_listener(text)
+            if not is_loopback(host):
+                raise ConfigError(
+                    f"listen {text}: anyone who reaches this address could use the proxy;"
+                    " configure a user or ident ranges (other than of everyone), listen on"
+                    " loopback, or say open=True"
                 )
 
     @property
@@ -233,22 +255,6 @@ class Config:
             udp_ports=self.udp_ports,
             udp_full_cone=self.udp_full_cone,
         )
-
-    def _check_not_open(self) -> None:
-        """Most open proxies of the world are an accident of this kind."""
-        if self.login_needed or self.open:
-            return
-        rules = self.ident_rules
-        if rules and not any(one.ranges.is_everyone and one.names is None for one in rules):
-            return
-        for text in self.listen:
-            host, _ = parse_listener(text)
-            if not is_loopback(host):
-                raise ConfigError(
-                    f"listen {text}: anyone who reaches this address could use the proxy;"
-                    " configure a user or ident ranges (other than of everyone), listen on"
-                    " loopback, or say open=True"
-                )
 
 
 def parse_listener(text: str) -> Listener:

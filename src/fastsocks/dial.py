@@ -25,7 +25,7 @@ from fastsocks.addresses import Judge
 from fastsocks.engine import Conn, Engine
 from fastsocks.errors import Reply, reply_for
 from fastsocks.literals import family_of
-from fastsocks.resolve import Resolver
+from fastsocks.resolve import LOOKING_UP, Resolver
 from fastsocks.waits import unless_reset
 
 # Seconds between two attempts; RFC 8305 section 5 recommends it.
@@ -84,7 +84,7 @@ class Dialer:
     async def _dial_name(self, client: Conn, client_host: str, name: str, port: int) -> Conn:
         began = time.monotonic()
         lookup = self._resolver.resolve(name, self._timeout, client_host)
-        addresses = await unless_reset(client, lookup)
+        addresses = await unless_reset(client, lookup, LOOKING_UP)
         budget = self._timeout
         if budget:
             # Not 0, which would be no limit; an engine counts in milliseconds.

@@ -1,8 +1,8 @@
 """What can go wrong, whose side it went wrong on, and what the client is told.
 
-Every refusal in the program is one of these exceptions; the reply code travels
-with it, so that one place (session.py) can answer. It must not know sockets,
-machines or configuration. No text here ever holds a password or payload.
+Every refusal of a client is a SocksError; the reply code travels with it, so that one
+place (session.py) can answer. It must not know sockets, machines, nor what can be set. No
+text here ever holds a password or payload.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import errno
 
 
 class Reply(enum.IntEnum):
-    """Reply codes of RFC 1928 section 6. SOCKS4 knows only granted and not."""
+    """Reply codes of RFC 1928 section 6. SOCKS4 has one for all of them but the first."""
 
     SUCCEEDED = 0
     GENERAL_FAILURE = 1

@@ -48,7 +48,7 @@ CACHE_SIZE = 4096
 # thousands, nor knock at as many doors for one session.
 ADDRESSES_MAX = 16
 
-FAMILIES = {
+PREFERENCES = {
     "": socket.AF_UNSPEC,
     "ipv4": socket.AF_UNSPEC,
     "ipv6": socket.AF_UNSPEC,
@@ -56,6 +56,9 @@ FAMILIES = {
     "ipv6-only": socket.AF_INET6,
 }
 """What ``prefer`` may be, and what the C library is asked for."""
+
+LOOKING_UP = "the name it asked for was looked up"
+"""what a client waits for, in the words of the log"""
 
 Answer = tuple[str, ...] | DialError
 """The addresses of a name, at least one, or why there are none."""
@@ -117,7 +120,7 @@ class Resolver:
         # Who joins a lookup that is waiting for its turn does not wait for another
         # client's: it stands in both rows, and the first turn that comes serves all.
         if not lookup.begun and client not in lookup.clients:
-            run = functools.partial(lookup.run, FAMILIES[self._prefer])
+            run = functools.partial(lookup.run, PREFERENCES[self._prefer])
             if not self._crew.put(client, run):
                 raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
             lookup.clients.add(client)

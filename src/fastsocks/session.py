@@ -32,15 +32,16 @@ from fastsocks.errors import (
 )
 from fastsocks.flow import Flow, endpoint, readable
 from fastsocks.ident import Ident
-from fastsocks.proto import foreign, wire
+from fastsocks.proto import foreign, socks4, socks5, wire
 from fastsocks.proto.machine import Machine, Methods
-from fastsocks.proto.socks4 import Socks4
-from fastsocks.proto.socks5 import Socks5
 from fastsocks.proto.wire import NO_AUTH, Credentials, Request
 from fastsocks.quiet import QuietLog
 from fastsocks.waits import while_there
 
-MACHINES: dict[int, Callable[[], Machine]] = {4: Socks4, 5: Socks5}
+MACHINES: dict[int, Callable[[], Machine]] = {
+    socks4.VERSION: socks4.Socks4,
+    socks5.VERSION: socks5.Socks5,
+}
 
 # Seconds for an embedding program's authenticator to take notice that it is cancelled.
 CANCEL_PATIENCE = 5.0
@@ -248,12 +249,14 @@ class Sessions:
     ) -> None:
         """Two replies: where the peer has to connect to, and who has connected."""
         try:
-            waiting = await binder.listen(client, request.host, request.port, request.is_name)
+            waiting = await binder.listen(client, request.host, request.is_name, machine.tells_ipv6)
         except OSError as error:
             raise refused("listen", error) from None
         try:
-            if isinstance(machine, Socks4) and ":" in waiting.sockname[0]:
-                raise DialError("SOCKS4 cannot tell an IPv6 address", Reply.ADDRESS_NOT_SUPPORTED)
+            if ":" in waiting.sockname[0] and not machine.tells_ipv6:
+                raise DialError(
+                    "an IPv6 address cannot be told in SOCKS4", Reply.ADDRESS_NOT_SUPPORTED
+                )
             await client.send(machine.granted(*waiting.sockname))
             remote, early = await waiting.accept(client)
         finally:

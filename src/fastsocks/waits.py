@@ -40,7 +40,7 @@ async def while_there(client: Conn) -> AsyncIterator[None]:
     def look() -> None:
         nonlocal timer
         if limit.expired():
-            return  # and what it ends has its time to end
+            return  # cancelled already; it may need a moment to end
         if client.was_reset():
             limit.reschedule(loop.time())
         else:
@@ -50,7 +50,7 @@ async def while_there(client: Conn) -> AsyncIterator[None]:
         async with within(client.time_left()) as limit:
             timer = loop.call_later(LOOK_INTERVAL, look)
             yield
-            # By somebody who would not be cancelled; the two clocks need not run out at once.
+            # The body may have swallowed its cancellation; and the engine has another clock.
             if limit.expired() or client.time_left() == 0:
                 raise TimeoutError
     except TimeoutError:
@@ -62,14 +62,14 @@ async def while_there(client: Conn) -> AsyncIterator[None]:
             timer.cancel()
 
 
-async def unless_reset(client: Conn, search: Coroutine[Any, Any, Found]) -> Found:
-    """Given up, with ClientGone, when the client resets its connection. One that has sent FIN
-    may be waiting for its answer, so it is waited for."""
+async def unless_reset(client: Conn, search: Coroutine[Any, Any, Found], meanwhile: str) -> Found:
+    """Given up, with ClientGone, when the client resets its connection, ``meanwhile`` in its
+    reason. One that has sent FIN may be waiting for its answer, so it is waited for."""
     found = asyncio.ensure_future(search)
     try:
         while not (await asyncio.wait((found,), timeout=LOOK_INTERVAL))[0]:
             if client.was_reset():
-                raise ClientGone("reset its connection while its name was looked up")
+                raise ClientGone(f"reset its connection while {meanwhile}")
         return found.result()
     finally:
         found.cancel()

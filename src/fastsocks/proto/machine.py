@@ -10,8 +10,8 @@ contract towards the session.
     machine.granted(host, port)     the reply for success
     machine.leftover()              what came after the request: payload for the remote
 
-The state of a machine is what ``next_event`` is at the moment: the method that
-reads what is due now, or ``_wait`` when all that may come is payload.
+What a machine reads next is what ``next_event`` is at the moment: the method for the
+message that is due, or ``_wait`` when all that may come is payload.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class Machine(abc.ABC):
 
     has_login: ClassVar[bool]
     """Whether the protocol lets a client prove who it is."""
+
+    tells_ipv6: ClassVar[bool]
+    """Whether its replies can hold an IPv6 address."""
 
     _data: bytes
     """What has been fed and belongs to no event yet."""

@@ -29,6 +29,7 @@ FIXED = 8
 class Socks4(Machine):
     __slots__ = ()
     has_login = False
+    tells_ipv6 = False
 
     def __init__(self) -> None:
         self._data = b""

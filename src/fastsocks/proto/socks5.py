@@ -39,15 +39,17 @@ GRANTED = {
 
 
 class Socks5(Machine):
-    __slots__ = ("_atyp", "_bnd_is_used", "_stage", "_unasked_login")
+    __slots__ = ("_atyp", "_bnd_is_used", "_due", "_unasked_login")
     has_login = True
+    tells_ipv6 = True
 
     def __init__(self) -> None:
         self._data = b""
         self.next_event = self._read_methods
         self._atyp = wire.ATYP_IPV4
         self._bnd_is_used = False
-        self._stage = "methods"
+        # A refusal as it would be now, b"" for none; None where it is a reply, with its code.
+        self._due: bytes | None = CHOSEN[NO_ACCEPTABLE]
         self._unasked_login = False
 
     # -- what the session decides ------------------------------------------
@@ -55,18 +57,18 @@ class Socks5(Machine):
     def choose(self, method: int) -> bytes:
         """The method reply; what is read next depends on it."""
         if method == NO_AUTH:
-            self.next_event, self._stage = self._read_request, "request"
+            self.next_event, self._due = self._read_request, None
             self._unasked_login = True
         elif method == USER_PASSWORD:
-            self.next_event, self._stage = self._read_credentials, "auth"
+            self.next_event, self._due = self._read_credentials, AUTH_FAILED
         else:
-            self.next_event, self._stage = self._wait, "refused"
+            self.next_event, self._due = self._wait, b""
         return CHOSEN[method]
 
     def verdict(self, accepted: bool) -> bytes:
         """The answer to Credentials (RFC 1929: its version octet is 1)."""
         self.next_event = self._read_request if accepted else self._wait
-        self._stage = "request" if accepted else "refused"
+        self._due = None if accepted else b""
         return AUTH_OK if accepted else AUTH_FAILED
 
     # -- replies -----------------------------------------------------------
@@ -86,13 +88,11 @@ class Socks5(Machine):
         return GRANTED[len(packed)] + packed + port.to_bytes(2)
 
     def refusal(self, reply: Reply | IdentReply) -> bytes:
-        """The failure reply of the message that is due."""
+        """To the message that is owed an answer."""
+        if self._due is not None:
+            return self._due
         code = reply if isinstance(reply, Reply) else Reply.NOT_ALLOWED
-        return {
-            "methods": CHOSEN[NO_ACCEPTABLE],
-            "auth": AUTH_FAILED,
-            "request": bytes((VERSION, code, 0)) + UNSPECIFIED,
-        }.get(self._stage, b"")
+        return bytes((VERSION, code, 0)) + UNSPECIFIED
 
     # -- reading -----------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Socks5(Machine):
         # RFC 1929 says 1 to 255 octets; real clients send empty fields.
         self._data = data[end:]
         self.next_event = self._wait
-        self._stage = "auth"
+        self._due = AUTH_FAILED
         self._unasked_login = False
         return Credentials(data[2:user_end], data[user_end + 1 : end])
 
