@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import io
+import itertools
 import re
 import tokenize
 from pathlib import Path
@@ -40,16 +41,17 @@ IMPURE = {
     "time",
     "uvloop",
 }
-STAGES = {"addresses", "associate", "auth", "bind", "resolve", "dial", "ident"}
+STAGES = {"addresses", "associate", "auth", "authenticator", "bind", "resolve", "dial", "ident"}
 # Who may know which stage: the session runs them, the server makes them, whoever lets a
 # client reach an address resolves and has it judged, the configuration is checked by those
 # who use it, and what a program may pass to a stage is public.
 STAGE_USERS = {
-    "__init__": {"auth"},
-    "keywords": {"auth"},
+    "__init__": {"authenticator"},
+    "keywords": {"authenticator"},
     "session": STAGES,
     "server": STAGES,
-    **{module: {"addresses", "resolve"} for module in ("associate", "bind", "config", "dial")},
+    "config": {"addresses", "authenticator", "resolve"},
+    **{module: {"addresses", "resolve"} for module in ("associate", "bind", "dial")},
 }
 # The program around it all.
 PROGRAM = {
@@ -239,6 +241,18 @@ def test_cython_is_included_by_nobody(path):
 @pytest.mark.parametrize("path", PYTHON, ids=label)
 def test_python_file_says_first_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
+
+
+# Of which nothing else could be asked, and those that their package's sentence is about.
+PLAIN = {*PROTO, *(PACKAGE / f"{module}.py" for module in ("__init__", "__main__", "_version"))}
+
+
+@pytest.mark.parametrize("path", sorted({*PYTHON, *PACKAGE.rglob("*.pyx")} - PLAIN), ids=label)
+def test_file_says_first_what_it_must_not_know(path):
+    lines = itertools.dropwhile(lambda line: "cython:" in line, path.read_text("utf-8").split("\n"))
+    text = "\n".join(lines)
+    first = text.split('"""')[1] if text.startswith('"""') else text.partition("\n\n")[0]
+    assert "must not know" in " ".join(first.replace("#", " ").split())
 
 
 @pytest.mark.parametrize("path", CYTHON, ids=label)

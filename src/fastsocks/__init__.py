@@ -4,7 +4,7 @@
 """
 
 from fastsocks._version import __version__
-from fastsocks.auth import Authenticator
+from fastsocks.authenticator import Authenticator
 from fastsocks.errors import ConfigError
 from fastsocks.library import Outcome, relay
 from fastsocks.proto.wire import Credentials

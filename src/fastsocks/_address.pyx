@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Socket addresses of the native engine: text and number on the Python side, a
-sockaddr on the kernel's. It looks nothing up.
+sockaddr on the kernel's. It must not know names: it looks nothing up.
 """
 
 import os

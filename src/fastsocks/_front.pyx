@@ -5,8 +5,8 @@
                  --associate--> Datagrams (_datagrams.pyx) -> on_closed
 
 Everything here runs on the event loop's thread, driven by an epoll of its own that
-is nested in the loop by one add_reader: edge-triggered inside (one registration
-serves a whole handshake), level-triggered outside (what a turn leaves undone makes
+is nested in the loop by one add_reader: edge-triggered inside for connections (one
+registration serves a whole handshake), level-triggered outside (what a turn leaves undone makes
 the loop come again). The porch, where pairs begin, shares this epoll and its turns. It
 must not know SOCKS.
 """
@@ -884,7 +884,7 @@ cdef class Engine:
         client.counted = False
         client.stage = GONE
         fd = client.leave()
-        probe(fd)
+        keep_alive(fd)
         try:
             return self.datagrams.take(association, fd, self.pairs.least_busy(), flow)
         except BaseException:
@@ -961,7 +961,7 @@ cdef int connect_now(int fd, sockaddr *address, socklen_t length) noexcept nogil
     return EINPROGRESS if errno == EALREADY else errno
 
 
-cdef void probe(int fd) noexcept:
+cdef void keep_alive(int fd) noexcept:
     """So that it ends some day after its client has; no error ends a session."""
     cdef int on = 1
     cdef int idle

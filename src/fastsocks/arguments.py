@@ -1,5 +1,6 @@
 """How the commands of fastsocks read arguments, and speak of bad ones: in one line, with
-status 2, that repeats nothing which might be a password."""
+status 2, that repeats nothing which might be a password. It must not know what any of
+them means."""
 
 from __future__ import annotations
 

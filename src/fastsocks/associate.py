@@ -3,7 +3,8 @@
 The engine asks once for each destination, and again when the answer has grown old; the
 datagrams themselves never come here. Names are resolved and every address is judged, as it is
 for CONNECT. The DST of the request is never looked at: some clients put their own
-address there, some zeros, and some the target.
+address there, some zeros, and some the target. It must not know how datagrams move, nor
+what their header looks like.
 """
 
 from __future__ import annotations

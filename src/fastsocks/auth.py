@@ -1,9 +1,8 @@
-"""Who is the client? Users and passwords as configured, or as a program decides.
+"""Who is the client? Users and passwords as configured.
 
     choose_method   which of the offered methods the client has to use
     Users           judges what he claims then: passwords given directly and those of
                     a users file, which are hashed, so that a check takes long
-    Custom          asks an Authenticator of the embedding program instead
 
 SOCKS authenticates every connection, a browser's dozens a page. So a password that
 was right is remembered for a while, as a keyed hash, and judging it again costs a
@@ -19,23 +18,21 @@ import contextlib
 import functools
 import hashlib
 import hmac
-import inspect
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from fastsocks import users_file
 from fastsocks.backoff import LONGEST_WAIT, BackOff
 from fastsocks.clients import network_of
 from fastsocks.crew import Crew
+from fastsocks.engine import Address
 from fastsocks.errors import ConfigError, TooManyLogins
 from fastsocks.passwords import check, cost
 from fastsocks.places import Places
-from fastsocks.proto.wire import NO_AUTH, USER_PASSWORD, Credentials
-from fastsocks.quiet import QuietLog
+from fastsocks.proto.wire import NO_AUTH, USER_PASSWORD
 
 # Checks at once and in all, those that wait for a thread included. Each may take 64 MiB and
 # half a second; waiting longer than a handshake may take is waiting for nothing.
@@ -50,9 +47,6 @@ WAITING_PER_ADDRESS = 64
 # Seconds for which a slow hash is not checked again, for those who open many connections.
 REMEMBERED = 300.0
 LOOK_EVERY = 1.0  # seconds between two looks at the users file
-
-Address = tuple[str, int]
-"""(host, port) of a client"""
 
 log = logging.getLogger("fastsocks.auth")
 
@@ -297,87 +291,3 @@ def _version(path: str) -> users_file.Version | None:
         return users_file.version_of(os.stat(path))
     except OSError:
         return None
-
-
-class Authenticator(Protocol):
-    """What a program passes to ``Server(authenticator=...)`` to decide by itself.
-
-        async def by_database(client, method, credentials):
-            if credentials is None:
-                return client[0] == "192.0.2.7"
-            return await database.is_right(credentials.user, credentials.password)
-
-    It is asked with ``method`` 0 and no credentials whether the client at ``client``
-    (host, port) may go on without a login: SOCKS4, and SOCKS5 where method 0 is among
-    those offered. If not, SOCKS4 is refused; SOCKS5 has to log in, and it is asked with
-    method 2 and the credentials as the client sent them: octets, each 0 to 255, which
-    are anything.
-
-    Only ``True`` lets a client in. An exception refuses it, and the log says where it
-    was raised but not its text, which might hold a password. The call is cancelled
-    when the handshake has taken its time (``handshake_timeout``).
-    """
-
-    def __call__(
-        self, client: Address, method: int, credentials: Credentials | None, /
-    ) -> Awaitable[bool]: ...
-
-
-class Custom:
-    """An Authenticator in the place of Users."""
-
-    def __init__(self, authenticator: Authenticator, quiet: QuietLog) -> None:
-        self._authenticator = authenticator
-        self._quiet = quiet
-
-    def __bool__(self) -> bool:
-        """It is asked of everybody."""
-        return True
-
-    def check_now(self, client: Address, user: bytes, password: bytes) -> bool:
-        return False
-
-    async def verify(self, client: Address, user: bytes, password: bytes) -> bool:
-        return await self._ask(client, USER_PASSWORD, Credentials(user, password))
-
-    def reload(self) -> bool:
-        """Nothing to read."""
-        return True
-
-    def close(self) -> None:
-        """Nothing to give up."""
-
-    async def admits(self, client: Address) -> bool:
-        """Whether this client need not log in."""
-        return await self._ask(client, NO_AUTH, None)
-
-    async def _ask(self, client: Address, method: int, credentials: Credentials | None) -> bool:
-        try:
-            answer = self._authenticator(client, method, credentials)
-            if not inspect.isawaitable(answer):
-                self._quiet.warning(
-                    "authenticator",
-                    "the authenticator must be an async function, and returned an object of type"
-                    " %s; the client is refused",
-                    type(answer).__name__,
-                )
-                return False
-            # Nothing that is merely true will do: a coroutine nobody awaited is.
-            return await answer is True
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise
-        except BaseException as error:  # or asyncio would log it, text and all
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
-                raise  # it is this session that is cancelled, not something of the program's
-            trace = error.__traceback__
-            while trace is not None and trace.tb_next is not None:
-                trace = trace.tb_next
-            place = f"{trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}" if trace else "-"
-            self._quiet.warning(
-                "authenticator",
-                "the authenticator raised %s (%s); the client is refused",
-                type(error).__name__,
-                place,
-            )
-            return False

@@ -2,7 +2,7 @@
 
 Exit status: 0 stopped as asked, 1 could not run, 2 was asked for something that
 makes no sense, 130 interrupted before it served. Bad input ends in one line, never in
-a traceback; an interrupt in none.
+a traceback; an interrupt in none. It must not know SOCKS, nor what a setting means.
 """
 
 from __future__ import annotations

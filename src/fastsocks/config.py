@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
-from collections.abc import Awaitable, Callable, Mapping, MutableSequence, Sequence
-from typing import Any
+from collections.abc import Mapping, MutableSequence, Sequence
 
 from fastsocks import fields
 from fastsocks.addresses import BOTH_FAMILIES, EVERY_RANGE, Judge, is_loopback
+from fastsocks.authenticator import Authenticator
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
 from fastsocks.literals import family_of, is_group, is_literal, is_one_host, unmapped
@@ -48,8 +48,7 @@ class Config:
     listen: Sequence[str] = ("127.0.0.1:1080",)
     users: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     users_file: str | os.PathLike[str] | None = None
-    authenticator: Callable[[Any, int, Any], Awaitable[bool]] | None = None
-    """auth.Authenticator"""
+    authenticator: Authenticator | None = None
     strict_methods: bool = False
     source: str | Sequence[str] | None = None
     """to connect from: one address, or one of each family"""

@@ -1,7 +1,7 @@
 """From flags to a Config: which of them say the same thing, where a password comes from.
 
 What a Config may hold is decided there (config.py); here it gets the name of the flag
-that a person has typed.
+that a person has typed. It must not know what becomes of it.
 """
 
 from __future__ import annotations

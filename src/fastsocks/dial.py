@@ -8,7 +8,8 @@ wins, and the others are closed. Whoever owns a name says how many addresses it 
 each takes a descriptor: so few are tried at once, and the oldest has to make room.
 
 What is judged is an address, and exactly that one is dialled: what a name means may
-change at any moment, but nobody looks it up again in between.
+change at any moment, but nobody looks it up again in between. It must not know how a
+name is looked up, nor what the client is told.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The record that travels with a session, from its first octet to its end.
 
 It is all that Python keeps of a relayed session, so it has slots, holds no object that
-is not needed to say what happened, and makes text only of what is logged.
+is not needed to say what happened, and makes text only of what is logged. It must not know who logs
+it, nor when.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ as settings of this one. The first file has what is global; each adds one range 
 clients with its users, in order.
 
 What would silently let in more, or send traffic another way, is refused; what merely
-has no counterpart is named in a warning.
+has no counterpart is named in a warning. It must not know how a setting is used.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The keyword arguments of ``Server()`` as type checkers know them: the fields of
 ``config.Config``, which says what each is for and checks it. A test compares the two.
+It must not know more of a setting than its type.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from fastsocks.auth import Authenticator
+from fastsocks.authenticator import Authenticator
 
 
 class Keywords(TypedDict, total=False):

@@ -1,4 +1,7 @@
-"""The relay as a function: two connected sockets in, what happened out."""
+"""The relay as a function: two connected sockets in, what happened out.
+
+It must not know SOCKS.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ The password is asked for, or is the first line of standard input where that is 
 terminal. It is never an argument: everyone on the machine may read those.
 
 Exit status: 0 done, 1 the file could not be written, 2 a wrong argument, password or
-file. The file is as it was unless the status is 0.
+file. The file is as it was unless the status is 0. It must not know how a hash or a line
+of the file is written.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class Engine:
         if control not in self.conns or not own.is_new():
             raise os_error(errno.EBADF)
         self._take(control)
-        control.probe()
+        control.keep_alive()
         self.udp["udp_associations"] += 1
         handle = -self.udp["udp_associations"]  # those of relayed pairs are positive
         self.associations[handle] = own

@@ -130,7 +130,7 @@ class Conn:
             return None
         return max(0.0, self._timer.when() - self.engine.loop.time())
 
-    def probe(self) -> None:
+    def keep_alive(self) -> None:
         """So that it ends some day after its client has."""
         idle, interval, probes = contract.CONTROL_KEEPALIVE
         with contextlib.suppress(OSError):  # not TCP, or reset already

@@ -2,7 +2,7 @@
 
 The client's socket takes datagrams with headers, one socket per family those of the
 targets without. What is dropped, and why, is as in the native engine; here it is
-written for reading. It must not judge a destination: ``on_ask`` does.
+written for reading. It must not know who may reach a destination: ``on_ask`` does.
 """
 
 from __future__ import annotations

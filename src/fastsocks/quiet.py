@@ -1,5 +1,8 @@
 """A log that strangers cannot flood: one line a second for each kind of trouble,
-with the number of those left out. Where DEBUG is asked for, all are told."""
+with the number of those left out. Where DEBUG is asked for, all are told.
+
+It must not know what the trouble is.
+"""
 
 from __future__ import annotations
 

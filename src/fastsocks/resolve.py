@@ -9,7 +9,7 @@ dead names would stall every session.
                    \\- else -> queue -> thread -> remembered -> all who wait
 
 Clients have their turns at the threads (crew.py), so that one who asks for dead names by
-the hundred waits alone. Whether an address may be reached is not this file's business.
+the hundred waits alone. It must not know who may reach an address.
 """
 
 from __future__ import annotations

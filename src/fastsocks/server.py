@@ -17,7 +17,8 @@ from typing import Unpack
 from fastsocks import engine as engines
 from fastsocks.addresses import Judge
 from fastsocks.associate import Associations
-from fastsocks.auth import Custom, Users
+from fastsocks.auth import Users
+from fastsocks.authenticator import Custom
 from fastsocks.bind import Binder
 from fastsocks.config import Config, Listener
 from fastsocks.dial import Dialer

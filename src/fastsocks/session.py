@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from fastsocks.associate import Associations
-from fastsocks.auth import Custom, Users, choose_method
+from fastsocks.auth import Users, choose_method
+from fastsocks.authenticator import Custom
 from fastsocks.bind import Binder
 from fastsocks.dial import Dialer
 from fastsocks.engine import Conn, Engine, Visit

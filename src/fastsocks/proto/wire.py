@@ -1,7 +1,7 @@
 """Numbers, names and addresses as they stand on the wire, shared by the machines.
 
-What a name or an address must look like to be legal is decided here and only
-here. Whether it may be reached is not this file's business.
+What a name or an address from the wire must look like to be legal is decided here. It
+must not know who may reach it.
 """
 
 from __future__ import annotations

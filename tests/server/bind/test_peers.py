@@ -83,6 +83,7 @@ async def test_socks4(server, dial, say, names, books, host):
         (["127.0.0.1"], "127.0.0.1"),
         (["127.0.0.7", "127.0.0.8", "::1"], "127.0.0.8"),
         (["::1"], "::1"),  # and the reply is in this family, although a name has none
+        (["::1", "127.0.0.1"], "::1"),  # the one that CONNECT would take
     ],
 )
 async def test_peer_by_name(server, bind5, dial, names, found, source):
