@@ -11,7 +11,6 @@ the loop come again). The porch, where pairs begin, shares this epoll and its tu
 must not know SOCKS.
 """
 
-import logging
 import os
 
 cimport cython
@@ -368,7 +367,7 @@ cdef class Conn:
         else:
             while self.reset and self.dials is not None:  # each takes itself off the list
                 remote = self.dials
-                remote.on_dial_failed(ClientGone("reset the connection during the dial"))
+                remote.on_dial_failed(ClientGone(contract.GONE_DURING_DIAL))
             self.go_on()
 
     cdef go_on(self):
@@ -463,7 +462,7 @@ cdef class Engine:
         self.turn.loop = loop
         self.settings = settings
         self.on_closed = on_closed
-        self.quiet = QuietLog(logging.getLogger("fastsocks"))
+        self.quiet = QuietLog(contract.log)
         self.listeners = []
         self.free_indices = []
         self.pairs = Pairs(settings, self.turn)
@@ -565,7 +564,7 @@ cdef class Engine:
 
     cdef rest(self, int error):
         """The backlog keeps the clients; trying again at once would spin."""
-        self.quiet.warning("accept", "accepting pauses for %d ms: %s", ACCEPT_PAUSE_MS,
+        self.quiet.warning("accept", contract.ACCEPTING_PAUSES, ACCEPT_PAUSE_MS,
                            os.strerror(error))
         self.pause_accepting()
         timer_set(&self.wheel, &self.resume_timer, monotonic_ms() + ACCEPT_PAUSE_MS)
@@ -809,7 +808,7 @@ cdef class Engine:
         host, port = address
         cdef socklen_t length
         if client.fd < 0 or client.reset or self.turn.closed:
-            return settled(self.turn, None, ClientGone("reset the connection before the dial"))
+            return settled(self.turn, None, ClientGone(contract.GONE_BEFORE_DIAL))
         fd = -1
         try:
             length = parse_address(host, port, &target)

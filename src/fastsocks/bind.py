@@ -182,8 +182,8 @@ async def keep(client: Conn, early: bytearray) -> None:
     """Collects what the client sends, until it leaves."""
     while len(early) < EARLY_LIMIT and (data := await client.recv()):
         early += data
-    # The rest waits in the socket, before the end of the connection. Only an end that
-    # is behind more than the window has room for is not seen, and waits for the timeout.
+    # The rest waits in the socket, in front of the FIN. One that is behind more than the
+    # receive window holds is not seen; then the timeout ends it.
     while len(early) >= EARLY_LIMIT and not client.has_left():  # noqa: ASYNC110 -- it is asked
         await asyncio.sleep(LOOK_INTERVAL)
     raise ClientGone("left before its peer came")

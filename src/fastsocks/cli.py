@@ -30,7 +30,8 @@ log = logging.getLogger("fastsocks")
 
 # What loop, engine and a listener take, and one session.
 DESCRIPTORS_MIN = 24
-# OPEN_MAX of macOS, whose hard limit is none, which not all of its versions let be asked for.
+# macOS says that there is no hard limit, but not all of its versions let that be asked for;
+# this one (its OPEN_MAX) they do.
 DESCRIPTORS_ALWAYS = 10_240
 
 

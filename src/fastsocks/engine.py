@@ -52,6 +52,11 @@ ACCEPT_AGAIN = {
     errno.ENETUNREACH,
 }
 
+# What the log says of it, in either engine.
+ACCEPTING_PAUSES = "accepting pauses for %d ms: %s"
+GONE_BEFORE_DIAL = "reset its connection before the remote was dialled"
+GONE_DURING_DIAL = "reset its connection while the remote was dialled"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
@@ -251,9 +256,9 @@ class Engine(Protocol):
         """Binds a datagram socket for ``client`` to ``host``, the address its
         connection came in on, and a port as ``udp_ports`` says. ``sources`` are IP
         literals to send from, at most one per family. ``is_local``: the client is on this
-        machine, where what the engine itself sends for another one has an address of the
-        client's too, and must not be taken for its. Raises OSError, EADDRINUSE when all
-        ports of the range are taken."""
+        machine, so that what the engine itself sends for other clients comes from an address
+        of this client's as well, and must not be taken for its. Raises OSError, EADDRINUSE
+        when all ports of the range are taken."""
 
     def associate(self, client: Conn, association: Association, flow: Any) -> int:
         """Takes both for good: the association lives as long as the connection, on

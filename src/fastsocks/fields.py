@@ -1,6 +1,6 @@
-"""Of what type each setting has to be, which is asked before anybody looks at its value:
-a program may pass anything, a text is a sequence, of letters that may mean something,
-and "no" is true.
+"""The type of each setting, which is asked before anybody looks at its value: a program may
+pass anything. A text is a sequence too, and where a list is meant its letters could mean
+something; and to Python the text "no" is true.
 
 It must not know what a setting is for, nor which values of the right type are wrong.
 No message holds what may be a password.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,11 +28,9 @@ from fastsocks.quiet import QuietLog
 
 CHUNK = 1 << 16  # octets that a pump moves at once
 ACCEPTS = 16  # accepted before the others have a turn
-ACCEPT_RETRY = 0.1  # seconds without accepting when the system is out of something
+ACCEPT_PAUSE_MS = 100  # when the system is out of something
 PROBE_INTERVAL = 0.2  # seconds between looks at sockets that are not being read
 BIND_ADDRESS_NO_PORT = 24  # Linux; the socket module has no name for it
-
-log = logging.getLogger("fastsocks.engine")
 
 
 class Visit:
@@ -84,7 +81,7 @@ class Engine:
         self._retry: asyncio.TimerHandle | None = None
         self._probed: dict[Conn, Callable[[int], None]] = {}
         self._prober: asyncio.TimerHandle | None = None
-        self._quiet = QuietLog(log)
+        self._quiet = QuietLog(contract.log)
 
     def describe(self) -> str:
         return "relay copy on the event loop, no pipes"
@@ -121,7 +118,7 @@ class Engine:
     ) -> Conn:
         caller = cast(Conn, client)
         if caller not in self.conns:
-            raise ClientGone("reset its connection before the remote was dialled")
+            raise ClientGone(contract.GONE_BEFORE_DIAL)
         family, peer = numeric(*address)
         remote = Conn(self, socket.socket(family, socket.SOCK_STREAM), peer, counted=False)
         caller.dials.append(remote)
@@ -287,8 +284,10 @@ class Engine:
                 if error.errno in contract.ACCEPT_AGAIN:
                     continue
                 # Mostly out of descriptors. The listener stays readable, so it must rest.
-                self._quiet.warning("accept", "cannot accept: %s", error.strerror)
-                self._retry = self.loop.call_later(ACCEPT_RETRY, self._on_retry)
+                self._quiet.warning(
+                    "accept", contract.ACCEPTING_PAUSES, ACCEPT_PAUSE_MS, error.strerror
+                )
+                self._retry = self.loop.call_later(ACCEPT_PAUSE_MS / 1000, self._on_retry)
                 self._pause()
                 return
             self._accepted += 1

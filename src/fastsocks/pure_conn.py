@@ -178,7 +178,7 @@ class Conn:
     def on_reset(self) -> None:
         """While remotes are dialled for this client: ends all attempts."""
         for remote in tuple(self.dials):
-            remote.fail(ClientGone("reset its connection while the remote was dialled"))
+            remote.fail(ClientGone(contract.GONE_DURING_DIAL))
 
     def shut(self, reset: bool = False) -> None:
         """Closes the descriptor, whoever owns the connection; once."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 CLOCK_GRAIN = 0.002  # seconds; uvloop's clock stands still within a turn
-# After a stop of this process its timers are first; what came meanwhile is read by then.
+# Seconds. After SIGCONT timers come before reads: look again when what waited has been read.
 SECOND_LOOK = 0.01
 
 

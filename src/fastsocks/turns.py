@@ -20,7 +20,8 @@ from fastsocks.clients import around
 
 Job = TypeVar("Job")
 
-# A client may have as many as are free, a site so many times as many, but for the last.
+# A client may have as many places as are free, a site this many times as many as are free
+# beside the last one, which is for a site that has none.
 SITE = 3
 
 

@@ -26,7 +26,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 NAME_OCTETS = 255  # RFC 1929
 # A hundred thousand users; what is larger is another file.
 FILE_OCTETS = 16 << 20
-# Linux's. The group's mode bits are the most that it grants, and the group's own without it.
+# Linux's. With it the group's bits of the mode are its mask, without it they are the group's.
 ACCESS_LIST = "system.posix_acl_access"
 
 Version = tuple[int, int, int, int]
