@@ -205,7 +205,7 @@ cdef class Datagrams:
         association.flow = flow
         Py_INCREF(association)
         assoc.keeper = <void *>association
-        relay.pairs += 1
+        relay.load += 1
         self.made += 1
         store_u32(&assoc.state, ACTIVE)
         udp_order(relay, command)
@@ -245,7 +245,7 @@ cdef class Datagrams:
                           assoc.error))
             association.relay = NULL
             association.flow = association.on_ask = None
-            assoc.relay.pairs -= 1
+            assoc.relay.load -= 1
             self.free_slot(assoc)
             Py_DECREF(association)
             assoc = after

@@ -37,7 +37,7 @@ from fastsocks._relay cimport (
     TICK_MS, Timer, WATCH_IN, Wheel, milliseconds, monotonic_ms, pipe_probe, ring_pop,
     timer_clear, timer_set, watch, wheel_collect, wheel_open
 )
-from fastsocks._visits cimport Outcome, Turn, settled, unsettled, visit_of
+from fastsocks._visits cimport Pending, Turn, settled, unsettled, visit_of
 
 from fastsocks import engine as contract
 from fastsocks.errors import ClientGone
@@ -88,7 +88,7 @@ cdef class Conn:
     cdef bint reset             # the far end has reset it
     cdef bint expired           # its deadline has passed while nothing waited
     cdef Waiting waiting
-    cdef Outcome waiter         # of what is under way, or the last that was
+    cdef Pending waiter         # of what is under way, or the last that was
     cdef object on_client       # while NEW: whom its first octets will interest
     cdef bytes stash            # the first octets, read before the session began
     cdef bytes unsent
@@ -342,7 +342,7 @@ cdef class Conn:
     cdef finish(self, object value, object error=None):
         """Ends what is under way; the last thing to be done to a connection in an
         event, as the session goes on in here."""
-        cdef Outcome waiter = self.waiter
+        cdef Pending waiter = self.waiter
         self.waiter = None
         self.waiting = NOTHING
         if waiter is not None:
@@ -406,7 +406,7 @@ cdef class Conn:
         self.finish(self)
 
     cdef on_dial_failed(self, object error):
-        cdef Outcome waiter = self.waiter
+        cdef Pending waiter = self.waiter
         self.waiter = None
         self.drop()
         if waiter is not None:

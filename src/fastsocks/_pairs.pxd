@@ -20,7 +20,7 @@ cdef class Pairs:
     cdef int ended_fd
     cdef void *ended            # Pair list, pushed by the relay threads
     cdef Timer nudge_timer      # newcomers that no event has made known
-    cdef int large              # more, the more of the last sessions were
+    cdef int large              # the higher, the more of the last sessions were large
     cdef uint64_t relayed
     cdef uint64_t moved_on      # from the porch
 

@@ -265,9 +265,9 @@ cdef class Pairs:
             for which in range(2):
                 watch(self.epfd, EPOLL_CTL_DEL, pair.end[which].fd, 0, 0)
                 pair.end[which].known = 0
-            porch.pairs -= 1
+            porch.load -= 1
             pair.relay = self.least_busy()
-            pair.relay.pairs += 1
+            pair.relay.load += 1
             pair.leaving = 0
             self.moved_on += 1
             try:
@@ -334,7 +334,7 @@ cdef class Pairs:
             stats = &self.relays[i].stats
             for name, value in zip(names, (
                 load_u64(&stats.spliced), load_u64(&stats.copied), load_u64(&stats.pipes),
-                load_u64(&stats.refused), self.relays[i].pairs,
+                load_u64(&stats.refused), self.relays[i].load,
             ), strict=True):
                 totals[name] += value
         return 0
@@ -347,7 +347,7 @@ cdef class Pairs:
         cdef Relay *relay = &self.relays[first]
         cdef int i
         for i in range(first + 1, self.relay_count):
-            if self.relays[i].pairs < relay.pairs:
+            if self.relays[i].load < relay.load:
                 relay = &self.relays[i]
         return relay
 
@@ -373,7 +373,7 @@ cdef class Pairs:
             self.arena.count += CHUNK
             pair = chunk
         self.arena.free = pair.next
-        relay.pairs += 1
+        relay.load += 1
         pair.relay = relay
         pair.timer.owner = <void *>pair
         pair.next = NULL
@@ -383,7 +383,7 @@ cdef class Pairs:
 
     cdef void free_pair(self, Pair *pair) noexcept:
         cdef uint32_t generation = pair.generation
-        pair.relay.pairs -= 1
+        pair.relay.load -= 1
         # The generation goes first: from then on no event or command finds the slot.
         store_u32(&pair.generation, generation + 1)
         store_u32(&pair.state, FREE)

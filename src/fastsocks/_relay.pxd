@@ -18,11 +18,11 @@ cdef struct Timer:
 
 cdef enum:
     TICK_MS = 100
-    SLOTS = 512         # ticks: 51 s for one turn of the wheel
+    SPOKES = 512        # ticks: 51 s for one turn of the wheel
 
 
 cdef struct Wheel:
-    Timer slots[SLOTS]  # heads of rings; a timer sits in slot due % SLOTS
+    Timer spokes[SPOKES]    # heads of rings; a timer sits at due % SPOKES
     uint64_t tick       # the last tick that was looked at
     uint64_t armed      # the tick the timerfd is set to, 0 for none
     int fd              # a timerfd, watched by the epoll of the wheel's owner
@@ -172,7 +172,7 @@ cdef struct Relay:
     int wake_fd         # an eventfd: commands wait
     int ended_fd        # an eventfd of the front: ended pairs wait
     uint32_t stopping
-    uint32_t pairs      # how many it has; loop thread only
+    uint32_t load       # sessions and associations it has; loop thread only
     uint8_t started     # there is a thread to be joined
     uint8_t inline_     # it has none: its turns are the front's, its epoll as well
     uint8_t porch       # and what lasts or streams leaves it, for a relay with a thread

@@ -75,8 +75,8 @@ cdef uint64_t monotonic_ms() noexcept nogil:
 
 cdef int wheel_open(Wheel *wheel, int epfd) noexcept nogil:
     cdef int i
-    for i in range(SLOTS):
-        wheel.slots[i].next = wheel.slots[i].prev = &wheel.slots[i]
+    for i in range(SPOKES):
+        wheel.spokes[i].next = wheel.spokes[i].prev = &wheel.spokes[i]
     wheel.tick = monotonic_ms() // TICK_MS
     wheel.armed = 0
     wheel.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
@@ -114,7 +114,7 @@ cdef void timer_set(Wheel *wheel, Timer *timer, uint64_t due_ms) noexcept nogil:
     timer.due = due_ms // TICK_MS + 1
     if timer.due <= wheel.tick:
         timer.due = wheel.tick + 1
-    ring_append(&wheel.slots[timer.due % SLOTS], timer)
+    ring_append(&wheel.spokes[timer.due % SPOKES], timer)
     if wheel.armed == 0 or timer.due < wheel.armed:
         wheel_arm(wheel, timer.due)
 
@@ -130,10 +130,10 @@ cdef void wheel_collect(Wheel *wheel, uint64_t now_ms, Timer *expired) noexcept 
     if wheel.armed == 0 or now < wheel.armed:
         return
     tick = wheel.tick + 1
-    if now - wheel.tick > SLOTS:
-        tick = now - SLOTS + 1
+    if now - wheel.tick > SPOKES:
+        tick = now - SPOKES + 1
     while tick <= now:
-        head = &wheel.slots[tick % SLOTS]
+        head = &wheel.spokes[tick % SPOKES]
         timer = head.next
         while timer != head:
             after = timer.next
@@ -144,8 +144,8 @@ cdef void wheel_collect(Wheel *wheel, uint64_t now_ms, Timer *expired) noexcept 
         tick += 1
     wheel.tick = now
     wheel.armed = 0
-    for tick in range(now + 1, now + 1 + SLOTS):
-        head = &wheel.slots[tick % SLOTS]
+    for tick in range(now + 1, now + 1 + SPOKES):
+        head = &wheel.spokes[tick % SPOKES]
         if head.next != head:
             wheel_arm(wheel, tick)
             break

@@ -129,7 +129,7 @@ cdef enum:
 
 cdef enum:
     PORTS = 65536
-    OPEN = 0xFFFFFFFF
+    IN_USE = 0xFFFFFFFF
 
 
 cdef struct AssocArena:
@@ -137,7 +137,7 @@ cdef struct AssocArena:
     uint32_t count
     Assoc *free                 # through Assoc.next; touched by the loop thread only
     # By family and port: until when (in seconds) what comes from there may be of a remote
-    # socket of ours; OPEN while there is one.
+    # socket of ours; IN_USE while there is one.
     uint32_t *own_ports
 
 
@@ -158,7 +158,7 @@ cdef enum:
     # The longest header before a payload in a reply: 4 and an IPv6 address and a port.
     HEADROOM = 22
     BATCH = 16                  # messages received at once: 1 MB at most, one turn
-    SLOT = 65536 + 640          # not a power of two: slots would share cache sets
+    ROOM = 65536 + 640          # not a power of two: rooms would share cache sets
     MESSAGES = 64               # sent at once
     VECTORS = 1024
     CONTROL_WORDS = 4           # of a control message with one number in it
@@ -182,7 +182,7 @@ cdef struct Scratch:            # of one relay, for the turn of one association
     uint32_t segment[MESSAGES]  # octets in each of them but the last
     uint32_t total[MESSAGES]    # octets in all of them
     uint32_t payload[MESSAGES]  # the same without headers
-    char *slots                 # BATCH of SLOT octets
+    char *rooms                 # BATCH of ROOM octets
 
 
 cdef struct Udp:

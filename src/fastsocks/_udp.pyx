@@ -534,12 +534,12 @@ cdef bint scratch_ready(Udp *udp) noexcept nogil:
     if scratch == NULL:
         return False
     # Pages that no datagram reaches are never touched.
-    scratch.slots = <char *>malloc(BATCH * SLOT)
-    if scratch.slots == NULL:
+    scratch.rooms = <char *>malloc(BATCH * ROOM)
+    if scratch.rooms == NULL:
         free(scratch)
         return False
     for i in range(BATCH):
-        scratch.in_vector[i].iov_base = scratch.slots + i * SLOT + HEADROOM
+        scratch.in_vector[i].iov_base = scratch.rooms + i * ROOM + HEADROOM
         scratch.in_vector[i].iov_len = 65536
         scratch.inbox[i].msg_hdr.msg_iov = &scratch.in_vector[i]
         scratch.inbox[i].msg_hdr.msg_iovlen = 1
@@ -735,7 +735,7 @@ cdef int remote_open(Relay *relay, Assoc *assoc, int leg) noexcept nogil:
         return -1
     if getsockname(fd, &source.any, &length) == 0:
         assoc.own_port[leg] = port_of(&source)
-        store_u32(own_port_at(udp, &source), OPEN)
+        store_u32(own_port_at(udp, &source), IN_USE)
     assoc.fd[leg] = fd
     return 0
 
@@ -843,7 +843,7 @@ cdef void watch_over(Relay *relay, Assoc *assoc, uint32_t events) noexcept nogil
         return
     if not events & (EPOLLRDHUP | EPOLLHUP):
         # MSG_TRUNC: TCP throws the octets away where they are.
-        got = recv(assoc.fd[CONTROL], udp.scratch.slots, SLOT, MSG_DONTWAIT | MSG_TRUNC)
+        got = recv(assoc.fd[CONTROL], udp.scratch.rooms, ROOM, MSG_DONTWAIT | MSG_TRUNC)
     if got == 0 or events & (EPOLLRDHUP | EPOLLHUP):
         assoc_end(relay, assoc, FINISHED, 0)
     elif got < 0 and errno != EAGAIN and errno != EINTR:
@@ -1044,7 +1044,7 @@ cdef void udp_close(Relay *relay) noexcept nogil:
     if udp.wheel.fd >= 0:
         close(udp.wheel.fd)
     if udp.scratch != NULL:
-        free(udp.scratch.slots)
+        free(udp.scratch.rooms)
     free(udp.scratch)
     free(udp)
     relay.guests = NULL

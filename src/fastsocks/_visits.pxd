@@ -3,7 +3,7 @@
 
 cdef class Turn:
     cdef object loop
-    cdef bint under_way         # and nobody whom it has resumed is running just now
+    cdef bint under_way         # and no one whom it has resumed is still running
     cdef bint closed            # the engine is: none begins
 
     cdef resume(self, Visit visit, outcome=*, function=*, context=*)
@@ -11,7 +11,7 @@ cdef class Turn:
     cdef blame(self, error, fatal)
 
 
-cdef class Outcome:
+cdef class Pending:
     cdef public bint _asyncio_future_blocking
     cdef Turn turn
     cdef bint over
@@ -27,7 +27,7 @@ cdef class Outcome:
 cdef class Visit:
     cdef Turn turn
     cdef object session         # the coroutine that is driven
-    cdef Outcome waits_for
+    cdef Pending waits_for
     cdef object awaited         # by the session, when it became a Task
     cdef readonly object task
     cdef bint must_cancel       # as soon as it goes on
@@ -35,6 +35,6 @@ cdef class Visit:
     cpdef step(self)
 
 
-cdef Outcome settled(Turn turn, object value, object error=*)
-cdef Outcome unsettled(Turn turn)
+cdef Pending settled(Turn turn, object value, object error=*)
+cdef Pending unsettled(Turn turn)
 cdef Visit visit_of(Turn turn, object session)

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """How a session's coroutine is driven by the native engine, and what it awaits there.
 
-    Visit --sends None to--> coroutine --awaits--> Outcome --settled in a Turn--> Visit
+    Visit --sends None to--> coroutine --awaits--> Pending --settled in a Turn--> Visit
 
-Whoever waits for an Outcome goes on in the turn of the event that settles it: no handle,
+Whoever waits for an Pending goes on in the turn of the event that settles it: no handle,
 no call_soon, no further turn of the loop. It must not know sockets.
 """
 
@@ -65,7 +65,7 @@ cdef class Turn:
 
 @cython.final
 @cython.freelist(256)
-cdef class Outcome:
+cdef class Pending:
     """What recv, send and dial return: often over before anybody awaits it.
 
     A future as asyncio.Task knows them, but one that resumes its Task at once.
@@ -150,8 +150,8 @@ cdef class Outcome:
                 self.turn.resume(None, self, function, context)
 
 
-cdef Outcome settled(Turn turn, object value, object error=None):
-    cdef Outcome outcome = Outcome.__new__(Outcome)
+cdef Pending settled(Turn turn, object value, object error=None):
+    cdef Pending outcome = Pending.__new__(Pending)
     outcome.turn = turn
     outcome.over = True
     outcome.value = value
@@ -159,8 +159,8 @@ cdef Outcome settled(Turn turn, object value, object error=None):
     return outcome
 
 
-cdef Outcome unsettled(Turn turn):
-    cdef Outcome outcome = Outcome.__new__(Outcome)
+cdef Pending unsettled(Turn turn):
+    cdef Pending outcome = Pending.__new__(Pending)
     outcome.turn = turn
     return outcome
 
@@ -204,8 +204,8 @@ cdef class Visit:
                     return
         except (asyncio.CancelledError, StopIteration):
             return
-        if type(awaited) is Outcome:
-            self.waits_for = <Outcome>awaited
+        if type(awaited) is Pending:
+            self.waits_for = <Pending>awaited
             self.waits_for._asyncio_future_blocking = False
             self.waits_for.visit = self
         else:

@@ -15,7 +15,7 @@ def network_of(host: str) -> str:
     return _network_of_ipv6(host) if ":" in host else host
 
 
-def around(network: str) -> str:
+def site_of(network: str) -> str:
     """The /48 of an IPv6 client's network, as whoever has that has 65,536 of them and could be
     as many clients; of any other client, the same again."""
     return _site_of(network) if network.endswith("/64") else network

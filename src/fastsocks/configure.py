@@ -51,7 +51,7 @@ def warnings_of(options: argparse.Namespace, config: Config) -> list[str]:
     """What is no error, but may not be what was meant."""
     warnings = []
     if options.jsocks and not config.allows_all:
-        warnings.append(jsocks.SPECIAL_RANGES)
+        warnings.append(jsocks.REACHES_LESS)
     if "FASTSOCKS_PASSWORD" in os.environ and not config.login_needed:
         warnings.append("FASTSOCKS_PASSWORD is set, but without -u USER nobody has to log in")
     with contextlib.suppress(OSError, TypeError):

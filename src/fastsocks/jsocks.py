@@ -37,7 +37,7 @@ NUMBER_MAX = 10**12
 ESCAPED = re.compile(r"\\(u[0-9a-fA-F]{4}|u|.)", re.DOTALL)
 CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 BLANKS = " \t\f"
-SPECIAL_RANGES = (
+REACHES_LESS = (
     "jsocks let clients reach every address; here those in private and other special ranges"
     " are for clients on loopback only, unless --allow all is given"
 )

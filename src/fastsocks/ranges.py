@@ -233,10 +233,10 @@ async def is_called(address: str, suffixes: tuple[str, ...], hosts: Hosts) -> bo
 
 def position_of(address: str) -> Position:
     """Of an address without errors; a scope says how it is reached, not what it is."""
-    return unmapped(ipaddress.ip_address(address.partition("%")[0]))
+    return as_position(ipaddress.ip_address(address.partition("%")[0]))
 
 
-def unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Position:
+def as_position(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Position:
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).version, int(mapped or address)
 
@@ -252,7 +252,7 @@ def parse_network(entry: str) -> Span:
         raise ValueError(f'"{entry}" must be a network, as in 192.0.2.0/24') from None
     if str(network.network_address) != str(ipaddress.ip_address(entry.partition("/")[0])):
         raise ValueError(f'"{entry}" begins in the middle of a network: write {network}')
-    first, last = unmapped(network.network_address), unmapped(network.broadcast_address)
+    first, last = as_position(network.network_address), as_position(network.broadcast_address)
     if first[0] != last[0]:  # larger than ::ffff:0:0/96, which holds IPv4
         first = (network.version, int(network.network_address))
         last = (network.version, int(network.broadcast_address))

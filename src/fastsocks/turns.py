@@ -4,7 +4,7 @@ that nothing is left for others.
 A client may take a place while more are free than it has itself, both where one waits
 and where one is worked for. So the first gets half of them, the next half of what is
 left; and as jobs end, those who have most wait for those who have less. A site, which could
-be as many clients as it likes (``clients.around``), gets three quarters at most: as much as
+be as many clients as it likes (``clients.site_of``), gets three quarters at most: as much as
 two of its clients get, so that one of them cannot keep its neighbours out.
 
 It must not know what the work is.
@@ -16,7 +16,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from typing import Generic, TypeVar
 
-from fastsocks.clients import around
+from fastsocks.clients import site_of
 
 Job = TypeVar("Job")
 
@@ -47,7 +47,7 @@ class Turns(Generic[Job]):
 
     def put(self, client: str, job: Job) -> bool:
         """Whether there was a place for one more of this client's."""
-        site = around(client)
+        site = site_of(client)
         with self._changed:
             free = self._places - self._held.total
             if not (self._held.allow_site(site, free) and self._held.allow(client, free)):
@@ -82,7 +82,7 @@ class Turns(Generic[Job]):
 
     def done(self, client: str) -> None:
         """A worker is free again; it is expected to take the next job itself."""
-        site = around(client)
+        site = site_of(client)
         with self._changed:
             self._held.add(client, site, -1)
             self._working.add(client, site, -1)
