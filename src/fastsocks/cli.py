@@ -54,9 +54,6 @@ def run(argv: Sequence[str]) -> int:
     try:
         if options.jsocks:
             migrated = jsocks.load(options.jsocks)
-            # As defaults, so that a flag that is given counts more.
-            parser.set_defaults(**{**migrated.settings, "listen": None, "ident": []})
-            options = parser.parse(argv)
         config = to_config(options, migrated.settings)
     except ConfigError as error:
         parser.error(flag_named(str(error)))

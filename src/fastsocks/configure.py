@@ -12,6 +12,7 @@ import ctypes
 import os
 import re
 import stat
+from collections.abc import Sequence
 from typing import Any
 
 from fastsocks import jsocks, users_file
@@ -30,10 +31,11 @@ AS_FLAGS = {"open=True": "--open", "allow_bind=True": "--allow-bind", "udp=False
 def to_config(options: argparse.Namespace, migrated: dict[str, Any]) -> Config:
     """Raises ConfigError naming the flag. ``migrated`` are settings from elsewhere,
     for those that have no flag or none given."""
-    settings: dict[str, Any] = migrated | {
+    given = {
         name: value for name, value in vars(options).items() if name in Config.__dataclass_fields__
     }
-    settings["ident"] = [*options.ident, *migrated.get("ident", ())]
+    settings: dict[str, Any] = migrated | given
+    settings["ident"] = [*given.get("ident", ()), *migrated.get("ident", ())]
     password, source = read_password(options)
     if (options.user is None) != (password is None):
         missing = "-u USER" if options.user is None else f"a password ({LOGIN_SOURCES})"
@@ -43,7 +45,9 @@ def to_config(options: argparse.Namespace, migrated: dict[str, Any]) -> Config:
             if not is_credential(text):
                 raise ConfigError(f"{flag}: must have 1 to 255 octets of UTF-8 (RFC 1929)")
         settings["users"] = {options.user: password}
-    settings["listen"] = listeners(options, migrated.get("listen", ["127.0.0.1:1080"]))
+    settings["listen"] = listeners(
+        options, given.get("listen"), migrated.get("listen", Config().listen)
+    )
     return Config(**settings)
 
 
@@ -61,10 +65,12 @@ def warnings_of(options: argparse.Namespace, config: Config) -> list[str]:
     return warnings
 
 
-def listeners(options: argparse.Namespace, default: list[str]) -> list[str]:
+def listeners(
+    options: argparse.Namespace, given: list[str] | None, default: Sequence[str]
+) -> Sequence[str]:
     if options.host is None and options.port is None:
-        return options.listen or default
-    if options.listen:
+        return given or default
+    if given:
         raise ConfigError("--listen and -i/-p say the same thing: use one of them")
     # Of the one listener there would be, what is given replaces its part.
     where, number = parse_listener(default[0])

@@ -8,21 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import TypeVar
+from typing import Any
 
 from fastsocks._version import __version__
 from fastsocks.arguments import Parser
-from fastsocks.config import (
-    COUNT_MAX,
-    ENGINES,
-    IDENT_SECONDS_MIN,
-    PIPE_SIZE_MAX,
-    PIPE_SIZE_MIN,
-    RELAYS,
-    SECONDS_MAX,
-    THREADS_MAX,
-    is_port,
-)
+from fastsocks.config import ENGINES, RELAYS, Config, is_port
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -30,17 +20,25 @@ SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 # What float() takes, but for "nan", "1_0", blanks and the digits of other scripts.
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 
-N = TypeVar("N", int, float)
+DEFAULTS = Config()
+# Of flags from which settings are made, and of those that are about the command alone.
+NO_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("host", "port", "user", "passwords", "password_file", "jsocks")),
+    "quiet": False,
+    "log_level": "info",
+}
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="fastsocks",
         description="A SOCKS4, SOCKS4a and SOCKS5 proxy server.",
-        epilog="Without flags it serves 127.0.0.1:1080. Times are in seconds, 0 means no limit (for"
-        " --grace no time; --ident-timeout has to have one). 'fastsocks passwd FILE USER' adds a"
-        " user to the FILE of --users, or changes their password.",
+        epilog=f"Without flags it serves {', '.join(DEFAULTS.listen)}. Times are in seconds, 0"
+        " means no limit (for --grace no time; --ident-timeout has to have one). 'fastsocks passwd"
+        " FILE USER' adds a user to the FILE of --users, or changes their password.",
         allow_abbrev=False,
+        # A setting that is not given is not there: what counts then is not decided here.
+        argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
     add(
@@ -48,7 +46,7 @@ def build_parser() -> Parser:
         metavar="HOST:PORT",
         action="append",
         help="where to listen; may be given again; [::1]:1080 for IPv6, [::]:1080 for both"
-        " (127.0.0.1:1080)",
+        f" ({', '.join(DEFAULTS.listen)})",
     )
     add("-i", dest="host", metavar="HOST", help="listen on this address, as with microsocks")
     add("-p", dest="port", metavar="PORT", help="listen on this port, as with microsocks")
@@ -85,7 +83,6 @@ def build_parser() -> Parser:
     add(
         "--prefer",
         metavar="FAMILY",
-        default="",
         help="of a name's addresses: ipv4 or ipv6 first, ipv4-only or ipv6-only"
         " (as the system orders them)",
     )
@@ -93,7 +90,6 @@ def build_parser() -> Parser:
         "--allow",
         metavar="RANGE",
         action="append",
-        default=[],
         help="let clients that are not on loopback reach this network (10.1.0.0/16) or kind of"
         " address (private, loopback, ... or all), which they may not; may be given again",
     )
@@ -102,7 +98,6 @@ def build_parser() -> Parser:
         "--no-bind",
         dest="allow_bind",
         action="store_false",
-        default=argparse.SUPPRESS,
         help="do not offer BIND, which files of --jsocks do",
     )
     add(
@@ -114,8 +109,7 @@ def build_parser() -> Parser:
         "--bind-timeout",
         metavar="S",
         type=seconds,
-        default=180.0,
-        help="for the peer of a BIND to connect (180)",
+        help=f"for the peer of a BIND to connect ({DEFAULTS.bind_timeout:g})",
     )
     add("--no-udp", dest="udp", action="store_false", help="do not offer UDP ASSOCIATE")
     add(
@@ -139,15 +133,13 @@ def build_parser() -> Parser:
         "--udp-timeout",
         metavar="S",
         type=seconds,
-        default=300.0,
-        help="without a datagram either way (300)",
+        help=f"without a datagram either way ({DEFAULTS.udp_timeout:g})",
     )
     add(
         "--udp-per-client",
         metavar="N",
-        type=one_or_more,
-        default=64,
-        help="UDP associations that one client may have at once (64)",
+        type=whole,
+        help=f"UDP associations that one client may have at once ({DEFAULTS.udp_per_client:g})",
     )
     add("-q", dest="quiet", action="store_true", help="log errors only")
     add(
@@ -155,27 +147,24 @@ def build_parser() -> Parser:
         action="store_true",
         help="allow to listen beyond loopback without a user: an open proxy",
     )
-    add("--engine", metavar="NAME", default="auto", help=f"{', '.join(ENGINES)} (auto)")
+    add("--engine", metavar="NAME", help=f"{', '.join(ENGINES)} ({DEFAULTS.engine})")
     add(
         "--relay",
         metavar="HOW",
-        default="auto",
-        help=f"{', '.join(RELAYS)} (auto: copy, then splice what streams)",
+        help=f"{', '.join(RELAYS)} ({DEFAULTS.relay}: copy, then splice what streams)",
     )
     add(
         "--relay-threads",
         metavar="N",
         type=thread_count,
-        default=1,
         help="threads that relay what lasts or streams; auto for one a core; 0 to relay all"
-        " on the loop's thread (1)",
+        f" on the loop's thread ({DEFAULTS.relay_threads})",
     )
     add(
         "--pipe-size",
         metavar="SIZE",
         type=size,
-        default=1 << 20,
-        help="octets asked for per pipe, 64k to 1g, with k, m or g (1m)",
+        help=f"octets asked for per pipe, 64k to 1g, with k, m or g ({DEFAULTS.pipe_size >> 20}m)",
     )
     add(
         "--max-pipes",
@@ -188,57 +177,50 @@ def build_parser() -> Parser:
         "--handshake-timeout",
         metavar="S",
         type=seconds,
-        default=10.0,
-        help="from accept to complete request (10)",
+        help=f"from accept to complete request ({DEFAULTS.handshake_timeout:g})",
     )
     add(
         "--connect-timeout",
         metavar="S",
         type=seconds,
-        default=10.0,
-        help="for resolving and connecting (10)",
+        help=f"for resolving and connecting ({DEFAULTS.connect_timeout:g})",
     )
     add(
         "--idle-timeout",
         metavar="S",
         type=seconds,
-        default=300.0,
-        help="without a byte either way (300)",
+        help=f"without a byte either way ({DEFAULTS.idle_timeout:g})",
     )
     add(
         "--half-closed-timeout",
         metavar="S",
         type=seconds,
-        default=60.0,
-        help="the same once one end has finished (60)",
+        help=f"the same once one end has finished ({DEFAULTS.half_closed_timeout:g})",
     )
     add(
         "--grace",
         metavar="S",
         type=seconds,
-        default=10.0,
-        help="for sessions to finish when told to stop (10)",
+        help=f"for sessions to finish when told to stop ({DEFAULTS.grace:g})",
     )
     add(
         "--max-sessions",
         metavar="N",
-        type=one_or_more,
+        type=whole,
         help="connections held at once (as many as there are descriptors for)",
     )
     add(
         "--ident",
         metavar="RANGE[=NAME;...]",
         action="append",
-        default=[],
         help="serve clients from RANGE only, if given names only users that their identd"
         " (RFC 1413) calls so; may be given again, the first range with the client decides",
     )
     add(
         "--ident-timeout",
         metavar="S",
-        type=ident_seconds,
-        default=3.0,
-        help="for a client's identd to answer (3)",
+        type=seconds,
+        help=f"for a client's identd to answer ({DEFAULTS.ident_timeout:g})",
     )
     add(
         "--jsocks",
@@ -251,41 +233,35 @@ def build_parser() -> Parser:
     add(
         "--log-level",
         metavar="LEVEL",
-        default="info",
         choices=LOG_LEVELS,
-        help=f"{', '.join(LOG_LEVELS)} (info); debug has a line for each session",
+        help=f"{', '.join(LOG_LEVELS)} ({NO_SETTINGS['log_level']});"
+        " debug has a line for each session",
     )
     add("--version", action="version", version=f"fastsocks {__version__}")
+    parser.set_defaults(**NO_SETTINGS)
     return parser
 
 
 # -- values -----------------------------------------------------------------
 
 
-def seconds(text: str, least: float = 0) -> float:
+# Whether there may be so many, or so few, is asked of Config.
+
+
+def seconds(text: str) -> float:
     if not NUMBER.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text}: must be a number of seconds")
-    return in_range(float(text), text, SECONDS_MAX, least)
+    return float(text)
 
 
-def ident_seconds(text: str) -> float:
-    return seconds(text, IDENT_SECONDS_MIN)
+def whole(text: str) -> int:
+    if not is_whole(text):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number")
+    return int(text)
 
 
-def in_range(value: N, text: str, most: int, least: float = 0) -> N:
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text}: must be {least} to {most}")
-    return value
-
-
-def whole(text: str, least: int = 0) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {least} on")
-    return in_range(int(text[:20]), text, COUNT_MAX, least)
-
-
-def one_or_more(text: str) -> int:
-    return whole(text, 1)
+def is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def cores() -> int:
@@ -297,9 +273,9 @@ def cores() -> int:
 def thread_count(text: str) -> int:
     if text == "auto":
         return cores()
-    if not (text.isascii() and text.isdigit()):
+    if not is_whole(text):
         raise argparse.ArgumentTypeError(f"{text}: must be auto or a whole number")
-    return in_range(whole(text), text, THREADS_MAX)
+    return int(text)
 
 
 def port_range(text: str) -> tuple[int, int]:
@@ -311,6 +287,6 @@ def port_range(text: str) -> tuple[int, int]:
 
 def size(text: str) -> int:
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
-    if not (number.isascii() and number.isdigit()) or unit not in SIZE_UNITS:
+    if not is_whole(number) or unit not in SIZE_UNITS:
         raise argparse.ArgumentTypeError(f"{text}: must be a number of octets, as 65536, 64k or 1m")
-    return in_range(int(number[:20]) * SIZE_UNITS[unit], text, PIPE_SIZE_MAX, PIPE_SIZE_MIN)
+    return int(number) * SIZE_UNITS[unit]

@@ -328,7 +328,7 @@ def test_jsocks_files_are_taken_however_they_are_given(configured, tmp_path):
         ("--udp-per-client 3", "udp_per_client", 3, 64),
         ("--prefer ipv4", "prefer", "ipv4", ""),
         ("--prefer ipv6-only", "prefer", "ipv6-only", ""),
-        ("--allow private --allow 192.0.2.0/24", "allow", ["private", "192.0.2.0/24"], []),
+        ("--allow private --allow 192.0.2.0/24", "allow", ["private", "192.0.2.0/24"], ()),
         ("-b 192.0.2.1", "sources", {"ipv4": "192.0.2.1"}, {}),
         ("-b ::1 -b 192.0.2.1", "sources", {"ipv4": "192.0.2.1", "ipv6": "::1"}, {}),
         ("--users /some/file", "users_file", "/some/file", None),
@@ -383,7 +383,7 @@ def test_limit_of_descriptors(configured, monkeypatch, soft, refused, raised):
 
 def test_without_any_flag(configured):
     config = configured()
-    assert (config.listen, config.users, config.open) == (["127.0.0.1:1080"], {}, False)
+    assert (config.listeners, config.users, config.open) == ([("127.0.0.1", 1080)], {}, False)
 
 
 @pytest.mark.parametrize("number", [0, 7])
