@@ -15,9 +15,10 @@ import os
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memset
 
 from fastsocks._address cimport Address, endpoint_of, os_error, parse_address
 from fastsocks._datagrams cimport Association, Datagrams
@@ -103,6 +104,10 @@ cdef class Conn:
     def __cinit__(self):
         self.fd = -1
         self.stage = GONE
+
+    def __dealloc__(self):
+        if self.fd >= 0:  # its engine was never closed, and is garbage with it
+            close(self.fd)
 
     @property
     def peer(self):
@@ -442,9 +447,8 @@ cdef class Engine:
     cdef Wheel wheel
     cdef Timer resume_timer     # accepting goes on
     cdef char *buffer
-    cdef PyObject **table       # Conn by index, NULL where free
+    cdef list table             # Conn by index, None where free
     cdef uint32_t *generations
-    cdef uint32_t table_size
     cdef list free_indices
     cdef Pairs pairs
     cdef Datagrams datagrams    # UDP associations, served by the relays of the pairs
@@ -464,6 +468,7 @@ cdef class Engine:
         self.on_closed = on_closed
         self.quiet = QuietLog(contract.log)
         self.listeners = []
+        self.table = []
         self.free_indices = []
         self.pairs = Pairs(settings, self.turn)
         self.datagrams = Datagrams(settings)
@@ -493,7 +498,6 @@ cdef class Engine:
     def __dealloc__(self):
         self.end()  # of an engine that nobody closed
         free(self.buffer)
-        free(self.table)
         free(self.generations)
 
     @property
@@ -653,8 +657,7 @@ cdef class Engine:
         conn.generation = self.generations[conn.index]
         conn.timer.owner = <void *>conn
         conn.readable = True
-        Py_INCREF(conn)
-        self.table[conn.index] = <PyObject *>conn
+        self.table[conn.index] = conn
         return conn
 
     cdef forget(self, Conn conn):
@@ -662,29 +665,24 @@ cdef class Engine:
         that has fired its one shot would cost every later wake-up of the socket."""
         if conn.registered:
             self.unwatch(conn.fd)
-        self.table[conn.index] = NULL
+        self.table[conn.index] = None
         self.generations[conn.index] += 1
         self.free_indices.append(conn.index)
-        Py_DECREF(conn)
 
     cdef grow_table(self):
-        cdef uint32_t size = self.table_size * 2 if self.table_size else 256
-        cdef uint32_t i
-        table = <PyObject **>calloc(size, sizeof(PyObject *))
-        generations = <uint32_t *>calloc(size, sizeof(uint32_t))
-        if table == NULL or generations == NULL:
-            free(table)
-            free(generations)
+        cdef Py_ssize_t before = PyList_GET_SIZE(self.table)
+        cdef Py_ssize_t size = before * 2 or 256
+        generations = <uint32_t *>realloc(self.generations, size * sizeof(uint32_t))
+        if generations == NULL:
             raise MemoryError
-        for i in range(self.table_size):
-            table[i] = self.table[i]
-            generations[i] = self.generations[i]
-        free(self.table)
-        free(self.generations)
-        self.table = table
         self.generations = generations
-        self.free_indices.extend(range(<int>self.table_size, <int>size))
-        self.table_size = size
+        memset(generations + before, 0, (size - before) * sizeof(uint32_t))
+        self.free_indices.extend(range(before, size))
+        try:
+            self.table.extend([None] * (size - before))
+        except MemoryError:
+            self.free_indices.clear()  # it was empty, or this would not have been called
+            raise
 
     cdef unwatch(self, int fd):
         """A forked child leaves it: the epoll is its parent's as well."""
@@ -746,9 +744,9 @@ cdef class Engine:
     cdef on_conn_event(self, uint64_t data, uint32_t events):
         cdef uint32_t index = <uint32_t>data & ~<uint32_t>FRONT
         cdef Conn conn  # a reference of its own: the table's may go during the event
-        if index < self.table_size and self.table[index] != NULL:
-            if self.generations[index] == <uint32_t>(data >> 32):
-                conn = <Conn>self.table[index]
+        if index < PyList_GET_SIZE(self.table):
+            conn = self.table[index]
+            if conn is not None and conn.generation == <uint32_t>(data >> 32):
                 conn.on_event(events)
 
     cdef expire(self):
@@ -914,7 +912,6 @@ cdef class Engine:
             self.on_closed(batch)
 
     def close(self):
-        cdef uint32_t index
         cdef Conn conn
         if self.epfd < 0 or self.pid != getpid():
             return  # where it is a forked child's copy, the sockets are the parent's
@@ -922,10 +919,8 @@ cdef class Engine:
         self.turn.closed = True
         self.turn.under_way = False
         self.stop_listening()
-        for index in range(self.table_size):
-            if self.table[index] != NULL:
-                conn = <Conn>self.table[index]
-                conn.drop()
+        for conn in [conn for conn in self.table if conn is not None]:
+            conn.drop()
         self.loop.remove_reader(self.epfd)
         self.end()
         self.drain_ended()

@@ -29,7 +29,7 @@ cdef class Turn:
         """Takes a visit on, or runs a callback, at once where no Task is running, which is in
         a turn of the front but not in what that turn has resumed; else the loop does it soon."""
         if not self.under_way:
-            if self.closed and self.loop.is_closed():
+            if self.loop.is_closed():
                 return  # where nobody can be resumed
             if visit is not None:
                 self.loop.call_soon(visit.step)
