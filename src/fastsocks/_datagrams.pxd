@@ -40,6 +40,6 @@ cdef class Datagrams:
     cdef Association open(self, Address *client, str host, sources, on_ask, bint is_local)
     cdef uint64_t take(self, Association association, int control, Relay *relay, flow) except 0
     cdef int kill(self, uint64_t handle) except -1
-    cdef list drain(self)
+    cdef bint drain(self, list batch) noexcept
     cdef int put_questions(self, Turn turn) except -1
     cdef int count(self, dict totals, Relay *relays, int relay_count) except -1

@@ -23,8 +23,8 @@ from fastsocks._address cimport (
 )
 from fastsocks._linux cimport (
     AF_INET6, EACCES, EADDRINUSE, EINVAL, IPPROTO_IPV6, IPV6_V6ONLY, SOCK_CLOEXEC, SOCK_DGRAM,
-    SOCK_NONBLOCK, bind, close, errno, getrandom, getsockname, htons, load_u64, setsockopt,
-    socket, socklen_t, store_u32, take_list
+    SOCK_NONBLOCK, bind, close, errno, getrandom, getsockname, htons, load_u64, push_list,
+    setsockopt, socket, socklen_t, store_u32, take_list
 )
 from fastsocks._relay cimport ASSOCIATION, Relay, Timer, milliseconds
 from fastsocks._udp cimport (
@@ -232,28 +232,36 @@ cdef class Datagrams:
 
     # -- what the relays have to say -----------------------------------------
 
-    cdef list drain(self):
-        """Takes the ended ones, in one batch, and frees their slots."""
+    cdef bint drain(self, list batch) noexcept:
+        """Moves the ended ones to ``batch`` and frees their slots. False if there is no memory
+        for all: the others wait where they stood."""
         cdef Assoc *assoc = <Assoc *>take_list(&self.ended)
+        cdef Assoc *last = assoc
         cdef Assoc *after
         cdef Association association
-        cdef list batch = []
         while assoc != NULL:
             after = assoc.next
             association = <Association>assoc.keeper
-            batch.append((association.flow, assoc.up, assoc.down, REASONS[assoc.reason],
-                          assoc.error))
+            try:
+                batch.append((association.flow, assoc.up, assoc.down, REASONS[assoc.reason],
+                              assoc.error))
+            except MemoryError:
+                while last.next != NULL:
+                    last = last.next
+                push_list(&self.ended, assoc, <void **>&last.next)
+                return False
             association.relay = NULL
             association.flow = association.on_ask = None
             assoc.relay.load -= 1
             self.free_slot(assoc)
             Py_DECREF(association)
-            assoc = after
-        return batch
+            assoc = last = after
+        return True
 
     cdef int put_questions(self, Turn turn) except -1:
         """Asks, oldest first; of associations that have ended nothing is asked. Where
-        asking fails the answer is no, for a moment: nothing may wait for ever."""
+        asking fails the answer is no, for a moment: nothing may wait for ever. False if there
+        is no memory to ask: the questions wait where they stood."""
         cdef Question *question = <Question *>take_list(&self.asked)
         cdef Question *first = NULL
         cdef Question *after
@@ -273,22 +281,32 @@ cdef class Datagrams:
             if assoc.generation == question.generation:
                 association = <Association>assoc.keeper
                 head = 2 if question.wire[0] == ATYP_NAME else 1
-                raw = PyBytes_FromStringAndSize(
-                    question.wire + head, question.wire_length - head - 2)
-                port = (<uint8_t>question.wire[question.wire_length - 2] << 8
-                        | <uint8_t>question.wire[question.wire_length - 1])
-                address = None
-                if question.address.any.sa_family:
-                    address = endpoint_of(<Address *>&question.address)
+                try:
+                    raw = PyBytes_FromStringAndSize(
+                        question.wire + head, question.wire_length - head - 2)
+                    port = (<uint8_t>question.wire[question.wire_length - 2] << 8
+                            | <uint8_t>question.wire[question.wire_length - 1])
+                    address = None
+                    if question.address.any.sa_family:
+                        address = endpoint_of(<Address *>&question.address)
+                except MemoryError:
+                    question.next = first
+                    first = question
+                    break
                 try:
                     association.on_ask(association, question.wire[0], raw, port, address)
                 except BaseException as error:
                     fatal = turn.blame(error, fatal)
                     association.answer(question.wire[0], raw, port, None, DENIED_FOR)
             free(question)
+        told = first == NULL
+        while first != NULL:
+            question = first
+            first = <Question *>question.next
+            push_list(&self.asked, question, &question.next)
         if fatal is not None:
             raise fatal
-        return 0
+        return told
 
     cdef int count(self, dict totals, Relay *relays, int relay_count) except -1:
         cdef UdpStats *stats

@@ -18,7 +18,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.list cimport PyList_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memset
 
 from fastsocks._address cimport Address, endpoint_of, os_error, parse_address
 from fastsocks._datagrams cimport Association, Datagrams
@@ -53,6 +52,7 @@ cdef enum:
     ACCEPTS_PER_TURN = 16
     # Out of descriptors, as a rule: some session may have ended by then.
     ACCEPT_PAUSE_MS = 100
+    MEMORY_PAUSE_MS = 100
     # A refused client may send this much more before it is cut off.
     LINGER_OCTETS = 256 * 1024
 
@@ -88,6 +88,7 @@ cdef class Conn:
     cdef bint urgent
     cdef bint reset             # the far end has reset it
     cdef bint expired           # its deadline has passed while nothing waited
+    cdef bint put_off           # its deadline, by a tick
     cdef Waiting waiting
     cdef Pending waiter         # of what is under way, or the last that was
     cdef object on_client       # while NEW: whom its first octets will interest
@@ -158,7 +159,7 @@ cdef class Conn:
         return self.fd < 0 or self.reset
 
     def deadline(self, double seconds):
-        self.expired = False
+        self.expired = self.put_off = False
         if self.fd < 0:
             return
         if seconds:
@@ -303,7 +304,7 @@ cdef class Conn:
             self.engine.session_over()
         self.finish(None, ConnectionAbortedError("the connection was closed"))
 
-    cdef int leave(self):
+    cdef int leave(self) noexcept:
         """Gives up the socket, which stays open; returns it."""
         cdef int fd = self.fd
         timer_clear(&self.timer)
@@ -324,7 +325,7 @@ cdef class Conn:
         end.fd = self.leave()
         self.stage = GONE
 
-    cdef untie(self):
+    cdef void untie(self) noexcept:
         """Ends what ties a client and the remotes dialled for it, from either end. The
         list of a client stays a list, for drop() to go through."""
         cdef Conn other = self.dials
@@ -383,7 +384,7 @@ cdef class Conn:
         elif self.waiting == RECV:
             try:
                 data = self.read()
-            except OSError as error:
+            except BaseException as error:
                 self.finish(None, error)
             else:
                 if data is not None:
@@ -418,15 +419,19 @@ cdef class Conn:
             waiter.settle(None, error)
 
     cdef on_deadline(self):
-        if self.stage == NEW or self.stage == LINGERING:
+        if self.stage != LINGERING and not self.put_off:
+            # What came in time is looked at before that, also when this process was stopped, or
+            # its loop stood still, and everything comes at once.
+            self.put_off = True
+            timer_set(&self.engine.wheel, &self.timer, monotonic_ms() + TICK_MS)
+        elif self.stage == NEW or self.stage == LINGERING:
             self.drop()
         elif self.stage == DIALING:
             self.on_dial_failed(os_error(ETIMEDOUT))
-        elif self.waiter is not None and not self.waiter.over:
-            self.expired = True
-            self.finish(None, TimeoutError())
         else:
             self.expired = True
+            if self.waiter is not None and not self.waiter.over:
+                self.finish(None, TimeoutError())
 
 
 @cython.final
@@ -440,16 +445,18 @@ cdef class Engine:
     cdef object settings
     cdef object on_closed
     cdef object quiet
-    cdef list listeners         # (socket, on_client)
+    cdef list listeners         # (socket, its descriptor, on_client)
     cdef bint accepting
     cdef int epfd
     cdef int pid                # of the process that it belongs to
     cdef Wheel wheel
     cdef Timer resume_timer     # accepting goes on
+    cdef Timer memory_timer     # the relays have been told to wait
     cdef char *buffer
     cdef list table             # Conn by index, None where free
     cdef uint32_t *generations
-    cdef list free_indices
+    cdef uint32_t *free_indices     # a stack: to end a connection takes no memory
+    cdef uint32_t free_count
     cdef Pairs pairs
     cdef Datagrams datagrams    # UDP associations, served by the relays of the pairs
     cdef bint keepalive         # where nothing else ends a session with a dead peer
@@ -469,7 +476,6 @@ cdef class Engine:
         self.quiet = QuietLog(contract.log)
         self.listeners = []
         self.table = []
-        self.free_indices = []
         self.pairs = Pairs(settings, self.turn)
         self.datagrams = Datagrams(settings)
         self.buffer = <char *>malloc(FIRST_READ)
@@ -499,6 +505,7 @@ cdef class Engine:
         self.end()  # of an engine that nobody closed
         free(self.buffer)
         free(self.generations)
+        free(self.free_indices)
 
     @property
     def name(self):
@@ -524,18 +531,19 @@ cdef class Engine:
         if not self.listeners:
             self.accepting = True
         if self.accepting:
-            failed = self.watch_listener(sock, len(self.listeners))
+            failed = self.watch_listener(sock.fileno(), len(self.listeners))
         if failed < 0:
             raise os_error(-failed)
-        self.listeners.append((sock, on_client))
+        # The number is made here: where accepting begins or ends nothing may want memory.
+        self.listeners.append((sock, sock.fileno(), on_client))
 
     def stop_listening(self):
         timer_clear(&self.resume_timer)
         self.accepting = False
-        for sock, _ in self.listeners:
+        for sock, fd, _ in self.listeners:
             # Where somebody else has it open too (a service manager, a forked child),
             # closing alone would leave it in the epoll, ready for ever.
-            self.unwatch(sock.fileno())
+            self.unwatch(fd)
             sock.close()
         self.listeners.clear()
 
@@ -550,17 +558,17 @@ cdef class Engine:
         for step in range(count):
             # Each is first in its turn: one that makes accepting pause holds back the others.
             number = <uint32_t>((step + self.pauses) % count)
-            sock, _ = self.listeners[number]
+            _, fd, _ = self.listeners[number]
             # Asked for no events, one that others have shut down would be told of all the same.
-            self.unwatch(sock.fileno())
+            self.unwatch(fd)
             if accepting and failed == 0:
-                failed = self.watch_listener(sock, number)
+                failed = self.watch_listener(fd, number)
         if failed < 0:
             self.rest(-failed)
 
-    cdef int watch_listener(self, sock, uint32_t number) except 1:
+    cdef int watch_listener(self, int fd, uint32_t number) noexcept:
         """Level-triggered: what a turn's budget leaves in the backlog stays ready."""
-        return watch(self.epfd, EPOLL_CTL_ADD, sock.fileno(), EPOLLIN, TAG_LISTENER + number)
+        return watch(self.epfd, EPOLL_CTL_ADD, fd, EPOLLIN, TAG_LISTENER + number)
 
     cdef pause_accepting(self):
         self.pauses += 1
@@ -568,10 +576,10 @@ cdef class Engine:
 
     cdef rest(self, int error):
         """The backlog keeps the clients; trying again at once would spin."""
-        self.quiet.warning("accept", contract.ACCEPTING_PAUSES, ACCEPT_PAUSE_MS,
-                           os.strerror(error))
         self.pause_accepting()
         timer_set(&self.wheel, &self.resume_timer, monotonic_ms() + ACCEPT_PAUSE_MS)
+        self.quiet.warning("accept", contract.ACCEPTING_PAUSES, ACCEPT_PAUSE_MS,
+                           os.strerror(error))
 
     cdef accept(self, uint32_t number):
         cdef Conn conn
@@ -583,8 +591,8 @@ cdef class Engine:
         cdef uint32_t limit = self.settings.max_sessions
         if number >= <uint32_t>len(self.listeners):
             return
-        sock, on_client = self.listeners[number]
-        cdef int listener = sock.fileno()
+        _, fd_, on_client = self.listeners[number]
+        cdef int listener = fd_
         for _attempt in range(ACCEPTS_PER_TURN):
             if not self.accepting:  # since a visit of this turn has run
                 return
@@ -621,6 +629,9 @@ cdef class Engine:
             data = conn.read()
         except OSError:
             data = b""
+        except BaseException:
+            conn.drop()  # no memory for what it has said
+            raise
         if data is None:
             try:
                 conn.register()
@@ -643,48 +654,55 @@ cdef class Engine:
 
     cdef Conn enter(self, int fd):
         """Takes over a socket, whatever happens."""
-        cdef Conn conn = Conn.__new__(Conn)
-        if not self.free_indices:
-            try:
+        cdef Conn conn
+        try:
+            conn = Conn.__new__(Conn)
+            if not self.free_count:
                 self.grow_table()
-            except MemoryError:
-                close(fd)
-                raise
+        except MemoryError:
+            close(fd)
+            raise
         conn.engine = self
         conn.fd = fd
         conn.stage = SESSION
-        conn.index = self.free_indices.pop()
+        self.free_count -= 1
+        conn.index = self.free_indices[self.free_count]
         conn.generation = self.generations[conn.index]
         conn.timer.owner = <void *>conn
         conn.readable = True
         self.table[conn.index] = conn
         return conn
 
-    cdef forget(self, Conn conn):
+    cdef void forget(self, Conn conn) noexcept:
         """Takes the connection off the front's epoll and table. Even a registration
         that has fired its one shot would cost every later wake-up of the socket."""
         if conn.registered:
             self.unwatch(conn.fd)
-        self.table[conn.index] = None
         self.generations[conn.index] += 1
-        self.free_indices.append(conn.index)
+        self.free_indices[self.free_count] = conn.index
+        self.free_count += 1
+        self.table[conn.index] = None
 
     cdef grow_table(self):
+        """When none is free. All or nothing; what has been grown in vain is used the next time."""
         cdef Py_ssize_t before = PyList_GET_SIZE(self.table)
         cdef Py_ssize_t size = before * 2 or 256
+        cdef Py_ssize_t i
         generations = <uint32_t *>realloc(self.generations, size * sizeof(uint32_t))
         if generations == NULL:
             raise MemoryError
         self.generations = generations
-        memset(generations + before, 0, (size - before) * sizeof(uint32_t))
-        self.free_indices.extend(range(before, size))
-        try:
-            self.table.extend([None] * (size - before))
-        except MemoryError:
-            self.free_indices.clear()  # it was empty, or this would not have been called
-            raise
+        indices = <uint32_t *>realloc(self.free_indices, size * sizeof(uint32_t))
+        if indices == NULL:
+            raise MemoryError
+        self.free_indices = indices
+        self.table.extend([None] * (size - before))
+        for i in range(before, size):
+            generations[i] = 0
+            indices[self.free_count] = <uint32_t>i
+            self.free_count += 1
 
-    cdef unwatch(self, int fd):
+    cdef void unwatch(self, int fd) noexcept:
         """A forked child leaves it: the epoll is its parent's as well."""
         if self.pid == getpid():
             watch(self.epfd, EPOLL_CTL_DEL, fd, 0, 0)
@@ -694,7 +712,10 @@ cdef class Engine:
     def run_once(self):
         """Called by the loop when the front's epoll has something."""
         cdef epoll_event events[MAX_EVENTS]
-        cdef int count = epoll_wait(self.epfd, events, MAX_EVENTS, 0)
+        cdef int count
+        if self.pid != getpid():
+            return  # a forked child's copy: what has happened, and every octet, is the parent's
+        count = epoll_wait(self.epfd, events, MAX_EVENTS, 0)
         if count < 0:
             return  # EINTR, after a stop of this process: nothing has been looked at
         self.turn.under_way = True
@@ -720,11 +741,7 @@ cdef class Engine:
                 continue
             try:
                 if data == TAG_ENDED:
-                    try:
-                        self.drain_ended()
-                    finally:
-                        # With one left, no further one would make itself known.
-                        self.datagrams.put_questions(self.turn)
+                    self.listen_to_relays()
                 elif data >> 32 == 0 and data >= TAG_LISTENER:
                     self.accept(<uint32_t>(data - TAG_LISTENER))
                 else:
@@ -763,6 +780,8 @@ cdef class Engine:
                     break
                 if timer == &self.resume_timer:
                     self.set_accepting(True)
+                elif timer == &self.memory_timer:
+                    self.listen_to_relays()
                 elif timer == &self.pairs.nudge_timer:
                     self.pairs.nudge()
                 else:
@@ -874,6 +893,7 @@ cdef class Engine:
 
     def associate(self, Conn client not None, Association association not None, flow):
         cdef int fd
+        cdef uint64_t handle
         if client.fd < 0 or association.fd < 0:
             raise OSError(EBADF, "associate takes an open connection and a new association")
         if not client.counted:
@@ -883,11 +903,12 @@ cdef class Engine:
         fd = client.leave()
         keep_alive(fd)
         try:
-            return self.datagrams.take(association, fd, self.pairs.least_busy(), flow)
+            handle = self.datagrams.take(association, fd, self.pairs.least_busy(), flow)
         except BaseException:
             close(fd)
             self.session_over()
             raise
+        return handle  # outside, as to make a number of it may fail, and fd is the relay's now
 
     # -- ends ----------------------------------------------------------------
 
@@ -905,11 +926,25 @@ cdef class Engine:
 
     cdef drain_ended(self):
         """Tells of what the relays have ended, in one batch."""
-        cdef list batch = self.pairs.drain() + self.datagrams.drain()
+        cdef list batch = []
+        if not (self.pairs.drain(batch) and self.datagrams.drain(batch)):
+            self.come_back()
         for _ in batch:
             self.session_over()
         if batch:
             self.on_closed(batch)
+
+    cdef void come_back(self) noexcept:
+        """To what waits still, as there is no memory to speak of it."""
+        timer_set(&self.wheel, &self.memory_timer, monotonic_ms() + MEMORY_PAUSE_MS)
+
+    cdef listen_to_relays(self):
+        try:
+            self.drain_ended()
+        finally:
+            # With one left, no further one would make itself known.
+            if not self.datagrams.put_questions(self.turn):
+                self.come_back()
 
     def close(self):
         cdef Conn conn

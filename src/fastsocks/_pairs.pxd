@@ -39,7 +39,7 @@ cdef class Pairs:
     cdef int kill(self, uint64_t handle) except -1
     cdef int order(self, Relay *relay, Order order, uint32_t index,
                    uint32_t generation) except -1
-    cdef list drain(self)
+    cdef bint drain(self, list batch) noexcept
     cdef void learn(self, Pair *pair) noexcept
     cdef int count(self, dict totals) except -1
     cdef Relay *least_busy(self) noexcept

@@ -19,7 +19,7 @@ from libc.string cimport memcpy, memset
 from fastsocks._address cimport os_error
 from fastsocks._datagrams cimport Datagrams
 from fastsocks._linux cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLET, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+    EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EPOLLET, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
     EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, close, epoll_event, errno, eventfd,
     eventfd_write, load_u32, load_u64, pthread_create, pthread_join, pthread_setname_np,
     push_list, send, store_u32, swap_u32_if, take_list
@@ -117,6 +117,9 @@ cdef class Pairs:
         if relay.inline_:
             return 0
         failed = pthread_create(&relay.thread, NULL, relay_thread, relay)
+        if failed == EAGAIN:
+            raise OSError(EAGAIN, "no relay thread can be started (ulimit -u, or a limit of the"
+                                  " container's)")
         if failed:
             raise os_error(failed)
         relay.started = True
@@ -221,7 +224,13 @@ cdef class Pairs:
                     pair_data(pair, which))
         if not swap_u32_if(&pair.state, JOINING, LIVE):
             store_u32(&pair.state, LIVE)
-            self.order(pair.relay, RUN, pair.index, pair.generation)
+            try:
+                self.order(pair.relay, RUN, pair.index, pair.generation)
+            except MemoryError:
+                # Takes none, and makes the event anew.
+                for which in range(2):
+                    watch(pair.relay.epfd, EPOLL_CTL_MOD, pair.end[which].fd, WATCH_IN,
+                          pair_data(pair, which))
         if failed < 0:
             self.order(pair.relay, KILL, pair.index, pair.generation)
         return 0
@@ -300,21 +309,28 @@ cdef class Pairs:
         relay_order(relay, command)
         return 0
 
-    cdef list drain(self):
-        """Takes the ended ones, in one batch, and frees their slots."""
+    cdef bint drain(self, list batch) noexcept:
+        """Moves the ended ones to ``batch`` and frees their slots. False if there is no memory
+        for all: the others wait where they stood."""
         cdef Pair *pair = <Pair *>take_list(&self.ended)
+        cdef Pair *last = pair
         cdef Pair *after
-        cdef list batch = []
         while pair != NULL:
             after = pair.next
-            self.learn(pair)
             flow = <object>pair.flow
-            batch.append((flow, pair.dir[UP].moved, pair.dir[DOWN].moved,
-                          REASONS[pair.reason], pair.error))
+            try:
+                batch.append((flow, pair.dir[UP].moved, pair.dir[DOWN].moved,
+                              REASONS[pair.reason], pair.error))
+            except MemoryError:
+                while last.next != NULL:
+                    last = last.next
+                push_list(&self.ended, pair, <void **>&last.next)
+                return False
+            self.learn(pair)
             Py_DECREF(flow)
             self.free_pair(pair)
-            pair = after
-        return batch
+            pair = last = after
+        return True
 
     cdef void learn(self, Pair *pair) noexcept:
         if pair.dir[UP].moved + pair.dir[DOWN].moved < LARGE:

@@ -568,7 +568,8 @@ cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
         pair_end(relay, pair, reason, -up)
     elif down < 0:
         pair_end(relay, pair, pair.reason, -down)
-    elif pair.dir[UP].state == DONE and pair.dir[DOWN].state == DONE:
+    elif (pair.dir[UP].state == DONE and pair.dir[DOWN].state == DONE
+          and not pair.end[0].broken and not pair.end[1].broken):
         pair_end(relay, pair, FINISHED, 0)
     elif relay.porch and pair_has_stayed(pair) and not pair_holds_pipe(pair):
         pair_leave(relay, pair)
@@ -705,7 +706,7 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
         limit = pair_limit(relay, pair)
         if limit == 0 or pair.active_ms + limit > relay.now_ms:
             pair_set_timer(relay, pair)
-        elif load_u32(&pair.state) != LIVE or pair_has_news(pair):
+        elif load_u32(&pair.state) != LIVE or pair_looks_again(relay, pair):
             # Not before the loop has joined it; nor for what has not been looked at yet, as
             # when this process was stopped and everything comes at once.
             timer_set(&relay.wheel, &pair.timer, relay.now_ms + TICK_MS)
@@ -728,9 +729,11 @@ cdef bint end_gets_on(End *end) noexcept nogil:
     return end.unsent != 0 and end.unsent != before
 
 
-cdef bint pair_has_news(Pair *pair) noexcept nogil:
-    """Whether an event of it waits in the epoll."""
+cdef bint pair_looks_again(Relay *relay, Pair *pair) noexcept nogil:
+    """Whether there is something to be done that no event has told of, or none that has been
+    looked at: then it is noted here."""
     cdef pollfd ends[2]
+    cdef bint found = False
     cdef int d
     for d in range(2):
         ends[d].fd = pair.end[d].fd
@@ -741,7 +744,16 @@ cdef bint pair_has_news(Pair *pair) noexcept nogil:
         if pair.dir[1 - d].state != DONE and not pair.end[d].writable:
             ends[d].events |= POLLOUT
     poll(ends, 2, 0)
-    return (ends[0].revents & ends[0].events) or (ends[1].revents & ends[1].events)
+    for d in range(2):
+        if ends[d].revents & ends[d].events & POLLIN:
+            pair.end[d].readable = pair.end[d].fresh = 1
+            found = True
+        if ends[d].revents & ends[d].events & POLLOUT:
+            pair.end[d].writable = 1
+            found = True
+    if found:
+        pair_queue(relay, pair)
+    return found
 
 
 cdef void relay_publish(Relay *relay) noexcept nogil:

@@ -836,15 +836,19 @@ cdef void watch_over(Relay *relay, Assoc *assoc, uint32_t events) noexcept nogil
     cdef Udp *udp = <Udp *>relay.guests
     cdef int error = 0
     cdef socklen_t length = sizeof(error)
+    cdef bint over = events & (EPOLLRDHUP | EPOLLHUP)
     cdef ssize_t got = 1
     if events & EPOLLERR:
         getsockopt(assoc.fd[CONTROL], SOL_SOCKET, SO_ERROR, &error, &length)
         assoc_end(relay, assoc, CLIENT_RESET, error if error else ECONNRESET)
         return
-    if not events & (EPOLLRDHUP | EPOLLHUP):
+    while got > 0:
         # MSG_TRUNC: TCP throws the octets away where they are.
         got = recv(assoc.fd[CONTROL], udp.scratch.rooms, ROOM, MSG_DONTWAIT | MSG_TRUNC)
-    if got == 0 or events & (EPOLLRDHUP | EPOLLHUP):
+        if not over:
+            break
+    # All that came before a FIN has been read now: for the rest close() would send a reset.
+    if got == 0 or over:
         assoc_end(relay, assoc, FINISHED, 0)
     elif got < 0 and errno != EAGAIN and errno != EINTR:
         assoc_end(relay, assoc, CLIENT_RESET, errno)
@@ -966,7 +970,7 @@ cdef void on_turn_over(Relay *relay) noexcept nogil:
         assoc = <Assoc *>timer.owner
         if assoc.active_ms + udp.idle_ms > relay.now_ms:
             assoc_set_timer(udp, assoc)
-        elif assoc_has_news(assoc):
+        elif assoc.held or assoc_has_news(assoc):
             timer_set(&udp.wheel, &assoc.timer, relay.now_ms + TICK_MS)
         else:
             assoc_end(relay, assoc, IDLE, ETIMEDOUT)

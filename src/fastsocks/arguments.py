@@ -5,10 +5,12 @@ them means."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from fastsocks.flow import printable
 
@@ -16,6 +18,12 @@ UNKNOWN_FLAG = re.compile(r"--[A-Za-z][A-Za-z-]*|-[A-Za-z0-9]")
 
 # What argparse says of --flag=value, where it ends all the same.
 IGNORED = re.compile(r"ignored explicit argument .*", re.DOTALL)
+
+
+def tell(text: str, stream: TextIO, end: str = "\n") -> None:
+    """Whether anybody can be told or not, as where the disk is full: the status says it too."""
+    with contextlib.suppress(OSError, UnicodeError):
+        print(text, file=stream, end=end, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +42,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = IGNORED.sub("takes no value", message)
         self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        tell(message, file or sys.stderr, end="")
 
     def _plain(self, argv: Sequence[str]) -> Iterator[str]:
         """argparse refuses a value that begins with "-", and drops a "=" at its beginning."""

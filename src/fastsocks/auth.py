@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from fastsocks import users_file
 from fastsocks.backoff import LONGEST_WAIT, BackOff
 from fastsocks.clients import network_of
-from fastsocks.crew import Crew
+from fastsocks.crew import Crew, Full
 from fastsocks.engine import Address
 from fastsocks.errors import ConfigError, TooManyLogins
 from fastsocks.passwords import check, cost
@@ -235,8 +235,10 @@ class Users:
             loop = asyncio.get_running_loop()
             answer = loop.create_future()
             tell = functools.partial(self._on_checked, answer, token, host, user, stored)
-            if not self._crew.put(network_of(host), Check(loop, stored, password, tell).run):
-                raise TooManyLogins("too many logins are being checked")
+            try:
+                self._crew.put(network_of(host), Check(loop, stored, password, tell).run)
+            except Full as error:
+                raise TooManyLogins(f"the password cannot be checked: {error}") from None
             self._checks[token] = answer
         return answer
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fastsocks import jsocks, passwd
+from fastsocks.arguments import tell
 from fastsocks.config import Config
 from fastsocks.configure import flag_named, to_config, warnings_of
 from fastsocks.errors import ConfigError
@@ -28,8 +29,9 @@ from fastsocks.server import Server
 
 log = logging.getLogger("fastsocks")
 
-# What loop, engine and a listener take, and one session.
+# What loop, engine with one thread and a listener take, and one session.
 DESCRIPTORS_MIN = 24
+DESCRIPTORS_PER_THREAD = 4  # an epoll, an eventfd and two timers
 # macOS says that there is no hard limit, but not all of its versions let that be asked for;
 # this one (its OPEN_MAX) they do.
 DESCRIPTORS_ALWAYS = 10_240
@@ -40,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         status = passwd.main(argv[1:]) if argv[:1] == ["passwd"] else run(argv)
+    except SystemExit as end:  # of the parsers
+        status = int(end.code or 0)
+    except MemoryError:
+        tell("fastsocks: there is not enough memory", sys.stderr)
+        status = 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     drop_what_nobody_takes()
@@ -69,13 +76,13 @@ def run(argv: Sequence[str]) -> int:
     gc.freeze()
     factory, loop_name = choose_loop()
     try:
-        need_descriptors()
+        need_descriptors(config.relay_threads)
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(serve(config, loop_name))
     except ConfigError as error:
         parser.error(flag_named(str(error)))
     except OSError as error:
-        print(f"fastsocks: {error.strerror or error}", file=sys.stderr)
+        tell(f"fastsocks: {error.strerror or error}", sys.stderr)
         return 1
     return 0
 
@@ -118,23 +125,22 @@ def announce(server: Server, loop_name: str) -> None:
     host, port = server.addresses[0]
     here = endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
     example = f"curl -x socks5h://{login}{here} https://example.org/"
-    with contextlib.suppress(OSError):
-        print(
-            f"fastsocks listening on {where} (loop {loop_name}, {server.describe()});"
-            f" try: {example}",
-            flush=True,
-        )
+    tell(
+        f"fastsocks listening on {where} (loop {loop_name}, {server.describe()}); try: {example}",
+        sys.stdout,
+    )
 
 
-def need_descriptors() -> None:
+def need_descriptors(relay_threads: int) -> None:
     """Raises OSError where there are too few to start: a loop of uvloop that gets some
     but not all of its own cannot even be closed."""
+    needed = DESCRIPTORS_MIN + max(0, relay_threads - 1) * DESCRIPTORS_PER_THREAD
     with contextlib.ExitStack() as probes:
-        for _ in range(DESCRIPTORS_MIN // 2):
+        for _ in range(needed // 2):
             try:
                 handles = os.pipe()
             except OSError as error:
-                reason = f"{os.strerror(error.errno or 0)}: fastsocks needs {DESCRIPTORS_MIN} more"
+                reason = f"{os.strerror(error.errno or 0)}: fastsocks needs {needed} more"
                 raise OSError(error.errno, f"{reason} descriptors to start (ulimit -n)") from None
             for handle in handles:
                 probes.callback(os.close, handle)

@@ -130,6 +130,8 @@ class Config:
                     raise ConfigError(f"users: a {what} must have 1 to 255 octets of UTF-8")
         if self.users_file is not None and not os.fspath(self.users_file):
             raise ConfigError('users_file "": must name a file')
+        if self.users_file is not None and "\0" in os.fspath(self.users_file):
+            raise ConfigError("users_file: must not hold a NUL")
         if self.authenticator is not None and (self.users or self.users_file is not None):
             raise ConfigError("authenticator: decides alone; must not be given with users")
 

@@ -9,12 +9,17 @@ called, nor who waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
 from fastsocks.turns import Turns
 
 Job = Callable[[], None]
+
+
+class Full(Exception):
+    """There is no place for one more job; the text says why."""
 
 
 class Crew:
@@ -30,27 +35,25 @@ class Crew:
         self._lock = threading.Lock()
         self._threads = 0
 
-    def put(self, client: str, job: Job) -> bool:
-        """Whether there was a place for one more of this client's. A job may raise
-        nothing, and is dropped if it has not begun at ``close()``."""
+    def put(self, client: str, job: Job) -> None:
+        """Raises Full where there is no place for one more of this client's, or no thread. A
+        job may raise nothing, and is dropped if it has not begun at ``close()``."""
         with self._lock:
+            if self._threads < self._workers and self._threads <= self._turns.unfinished:
+                self._start_thread()
+            if not self._threads:
+                raise Full("no thread can be started (ulimit -u, or a limit of the container's)")
             if not self._turns.put(client, job):
-                return False
-            short = self._turns.unfinished > self._threads < self._workers
-            self._threads += short
-        if short:
-            self._start_thread()
-        return True
+                raise Full("too many are waiting")
 
     def close(self) -> None:
         self._turns.close()
 
     def _start_thread(self) -> None:
-        try:
+        # RuntimeError: the system has none left. Those that there are have to do.
+        with contextlib.suppress(RuntimeError):
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        except RuntimeError:  # the system has none left: those that there are have to do
-            with self._lock:
-                self._threads -= 1
+            self._threads += 1
 
     def _work(self) -> None:
         while True:

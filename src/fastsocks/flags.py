@@ -45,7 +45,8 @@ def build_parser() -> Parser:
         "--listen",
         metavar="HOST:PORT",
         action="append",
-        help="where to listen; may be given again; [::1]:1080 for IPv6, [::]:1080 for both"
+        help="where to listen; may be given again; [::1]:1080 for IPv6, [::]:1080 for both (or for"
+        " IPv6 alone, where an IPv4 address with that port is given as well)"
         f" ({', '.join(DEFAULTS.listen)})",
     )
     add("-i", dest="host", metavar="HOST", help="listen on this address, as with microsocks")

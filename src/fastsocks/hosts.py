@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 
 from fastsocks import names
 from fastsocks.clients import network_of
-from fastsocks.crew import Crew
+from fastsocks.crew import Crew, Full
 
 DEADLINE = 3.0  # seconds for one question; a client is waiting
 KEEP = 60.0  # seconds that an answer is good for
@@ -163,8 +163,10 @@ async def ask(crew: Crew, client: str, question: Callable[[str], R], key: str) -
         except Exception as error:
             answer.set_exception(error)
 
-    if not crew.put(client, work):
-        raise Crowded
+    try:
+        crew.put(client, work)
+    except Full:
+        raise Crowded from None
     return await asyncio.wrap_future(answer)
 
 

@@ -10,14 +10,13 @@ of the file is written.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import sys
 import warnings
 from collections.abc import Sequence
 
 from fastsocks import users_file
-from fastsocks.arguments import Parser
+from fastsocks.arguments import Parser, tell
 from fastsocks.errors import ConfigError
 from fastsocks.passwords import hash_password
 
@@ -31,16 +30,13 @@ def main(argv: Sequence[str]) -> int:
         users_file.check_name(options.user)
         done = change(options.file, options.user, options.delete)
     except ValueError as error:
-        print(f"fastsocks passwd: {error}", file=sys.stderr)
+        tell(f"fastsocks passwd: {error}", sys.stderr)
         return 2
     except OSError as error:
-        print(f"fastsocks passwd: {options.file}: {error.strerror or error}", file=sys.stderr)
+        tell(f"fastsocks passwd: {options.file}: {error.strerror or error}", sys.stderr)
         return 1
-    # It is done, whether anybody can be told of it or not.
-    with contextlib.suppress(OSError, UnicodeError):
-        print(f"{options.user}: {done}")
-    with contextlib.suppress(OSError):
-        warn_of_the_rest(options.file)
+    tell(f"{options.user}: {done}", sys.stdout)
+    warn_of_the_rest(options.file)
     return 0
 
 
@@ -110,4 +106,4 @@ def warn_of_the_rest(file: str) -> None:
     try:
         users_file.read(file)
     except ConfigError as error:
-        print(f"fastsocks passwd: done, but the server will refuse {error}", file=sys.stderr)
+        tell(f"fastsocks passwd: done, but the server will refuse {error}", sys.stderr)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from fastsocks import engine as contract
 from fastsocks.errors import ClientGone
 from fastsocks.literals import literal_of
+from fastsocks.pure_idle import SECOND_LOOK
 
 if TYPE_CHECKING:
     from fastsocks.pure import Engine
@@ -123,7 +124,7 @@ class Conn:
             self._timer.cancel()
         self._expired = False
         loop = self.engine.loop
-        self._timer = loop.call_later(seconds, self._on_deadline) if seconds else None
+        self._timer = loop.call_later(seconds, self._put_off) if seconds else None
 
     def time_left(self) -> float | None:
         if self._timer is None:
@@ -248,6 +249,9 @@ class Conn:
         loop = self.engine.loop
         (loop.remove_writer if mode else loop.remove_reader)(self._fd)
         self._waiters[mode] = None
+
+    def _put_off(self) -> None:
+        self._timer = self.engine.loop.call_later(SECOND_LOOK, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._expired = True

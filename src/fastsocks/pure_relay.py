@@ -8,12 +8,13 @@ is blocked, or it has sent FIN) is given to the engine to be looked at now and t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
 from fastsocks import engine as contract
-from fastsocks.pure_conn import READ, WRITE, Conn
+from fastsocks.pure_conn import READ, WRITE, Conn, os_error
 from fastsocks.pure_idle import IdleTimer
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Session:
         self._moved = [0, 0]
         self._open_ways = 2
         self._unsent = [0, 0]
+        self._held = [False, False]  # whether octets of that direction have been read, not sent
         self._timer = IdleTimer(
             engine.loop, engine.settings.idle_timeout, self._on_idle, self._gets_on
         )
@@ -88,7 +90,10 @@ class Session:
             sink.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             # One that had sent FIN before it was given to us, and has got one, is over.
-            if error.errno != errno.ENOTCONN or sink.breakage():
+            broken = sink.breakage()
+            if broken:
+                raise os_error(broken) from None
+            if error.errno != errno.ENOTCONN:
                 raise
 
     async def _deliver(self, way: int, source: Conn, sink: Conn, data: memoryview) -> None:
@@ -99,9 +104,11 @@ class Session:
                 if data.obj is self.engine.scratch.obj:
                     data = memoryview(bytes(data))  # others use the scratch buffer meanwhile
                 self.engine.probe(source, lambda error: self._on_broken(source, error))
+                self._held[way] = True
                 try:
                     await sink.ready(WRITE)
                 finally:
+                    self._held[way] = False
                     self.engine.stop_probing(source)
                 continue
             self._moved[way] += sent
@@ -118,7 +125,24 @@ class Session:
             self._timer.restart(self.engine.settings.half_closed_timeout)
 
     def _on_broken(self, culprit: Conn, error: int) -> None:
+        if error == errno.EPIPE:
+            error = errno.ECONNRESET  # which Linux calls so after a FIN
+        if self.handle in self.engine.relays:
+            self._pass_on_last(culprit)
         self.end(contract.CLIENT_RESET if culprit is self.client else contract.REMOTE_RESET, error)
+
+    def _pass_on_last(self, broken: Conn) -> None:
+        """What it had sent before its reset is in its queue still: a server that has seen
+        enough of an upload says so and closes, and the rest of the upload is its reset."""
+        way, sink = (UP, self.remote) if broken is self.client else (DOWN, self.client)
+        scratch = self.engine.scratch
+        with contextlib.suppress(OSError):
+            while not self._held[way] and (size := broken.sock.recv_into(scratch)):
+                sent = sink.sock.send(scratch[:size])
+                self._moved[way] += sent
+                self.engine.copied += sent
+                if sent < size:
+                    break
 
     def _gets_on(self) -> bool:
         """Whether a kernel has been sending since the last look. It may hold megabytes, which

@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from fastsocks.clients import network_of
-from fastsocks.crew import Crew
+from fastsocks.crew import Crew, Full
 from fastsocks.errors import DialError, Reply
 from fastsocks.literals import family_of, literal_of
 from fastsocks.names import addresses_of
@@ -121,8 +121,11 @@ class Resolver:
         # client's: it stands in both rows, and the first turn that comes serves all.
         if not lookup.begun and client not in lookup.clients:
             run = functools.partial(lookup.run, PREFERENCES[self._prefer])
-            if not self._crew.put(client, run):
-                raise DialError("too many names waiting to be resolved", Reply.GENERAL_FAILURE)
+            try:
+                self._crew.put(client, run)
+            except Full as error:
+                reason = f"{name} cannot be looked up: {error}"
+                raise DialError(reason, Reply.GENERAL_FAILURE) from None
             lookup.clients.add(client)
             self._lookups[name] = lookup
         return lookup

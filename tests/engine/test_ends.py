@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -29,6 +30,23 @@ async def test_kill_resets_both_ends(make_way):
     assert await rig.ended() == (relayed.flow, 1, 0, KILLED, 0)
     await relayed.client.expect_reset()
     await relayed.remote.expect_reset()
+    await rig.at_rest()
+
+
+async def test_last_words_before_a_reset_arrive(make_way, reset):
+    """A server that has seen enough of an upload says so and closes, which is a reset where
+    some of it was not read: the client learns why, whatever it is sending just then."""
+    rig = make_way()
+    for number in range(1, 41):
+        relayed = rig.relay()
+        relayed.client.sock.send(b"an upload")
+        relayed.remote.sock.send(b"enough")
+        reset(relayed.remote.sock)
+        with contextlib.suppress(ConnectionError):  # its end may have come already
+            relayed.client.sock.send(b", and more of it")
+        assert await relayed.client.read(6) == b"enough"
+        _, _, down, reason, _ = await rig.ended(number)
+        assert (down, reason) == (6, REMOTE_RESET)
     await rig.at_rest()
 
 
@@ -256,7 +274,7 @@ def test_a_forked_child_that_ends_harms_no_session_of_the_native_engine(program)
     process = program("forked", "native")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, process.log.read_text()
-    assert json.loads(out) == {"came": ["last words", ""], "ended": FINISHED}
+    assert json.loads(out) == {"came": ["last words", "second"], "ended": FINISHED}
 
 
 def test_a_forked_child_that_stops_listening_leaves_its_parent_alone(program):

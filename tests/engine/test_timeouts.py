@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 
 import pytest
 
@@ -49,6 +50,42 @@ async def test_what_is_left_of_a_deadline(make_engine):
     await client.send(b"x")
     assert await conn.recv() == b"x"
     conn.close()
+
+
+@pytest.mark.parametrize("count", [1, 300], ids=["one", "more than a turn looks at"])
+async def test_what_came_in_time_counts_when_the_loop_stood_still(
+    many_descriptors, make_engine, count
+):
+    rig = make_engine()
+    made = [rig.connected("unix") for _ in range(count)]
+    reading = []
+    for _, conn in made:
+        conn.deadline(0.3)
+        reading.append(asyncio.ensure_future(conn.recv()))
+    await asyncio.sleep(0)
+    for client, _ in made:
+        client.sock.send(b"x")
+    time.sleep(0.6)  # it is the loop that stands still
+    assert await asyncio.gather(*reading) == [b"x"] * count
+    for _, conn in made:
+        conn.close()
+
+
+async def test_a_client_that_spoke_in_time_is_met_when_the_loop_stood_still(make_engine, until):
+    met = []
+
+    async def serve(conn) -> None:
+        met.append(await conn.recv())
+        conn.close()
+
+    rig = make_engine(handshake_timeout=0.3)
+    client = rig.connect(rig.listen(serve))
+    await until(lambda: rig.engine.sessions == 1, "the client accepted")
+    client.sock.send(b"x")
+    time.sleep(0.6)  # it is the loop that stands still
+    await until(lambda: met, "the client is met")
+    assert met == [b"x"]
+    await rig.at_rest()
 
 
 async def test_the_handshake_timeout_runs_from_accept_not_from_the_last_octet(make_engine):

@@ -95,6 +95,7 @@ def test_a_config_does_not_change():
         ({"users": {"me": "\udcff"}}, "password"),
         ({"listen": ["0.0.0.0:1080"]}, "open"),
         ({"users_file": ""}, "users_file"),
+        ({"users_file": "a\0b"}, "users_file"),
         ({"bind_anyone": True}, "bind_anyone: .* without allow_bind=True"),
         ({"udp": False, "udp_ports": (7, 9)}, "udp_ports: .* with udp=False"),
         ({"udp": False, "udp_address": "192.0.2.1"}, "udp_address: .* with udp=False"),

@@ -1,6 +1,6 @@
-# Makes native engines that nobody closes, with clients in the middle of something, in cycles for
-# the garbage collector, and prints how many of their threads and descriptors are left. With PYTHONMALLOC=debug, what was freed too early is not
-# what it was.
+# Makes native engines that nobody closes, with clients in the middle of something, in cycles
+# for the garbage collector, and prints how many of their threads and descriptors are left.
+# With PYTHONMALLOC=debug, what was freed too early is not what it was.
 #
 #     forgotten.py
 

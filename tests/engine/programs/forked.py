@@ -42,6 +42,7 @@ async def main() -> None:
     engine.relay(engine.adopt(near), engine.adopt(far), "flow", b"")
     client.send(b"first")
     assert await loop.sock_recv(remote, 100) == b"first"
+    client.send(b"second")  # of which the child's copy of the engine must take nothing
     child = os.fork()
     if child == 0:
         raise SystemExit

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import pytest
 
@@ -40,6 +41,27 @@ async def test_fin_on_the_control_connection_ends_it(make_place):
     assert await place.rig.ended() == (client.flow, 5, 5, contract.FINISHED, 0)
     await place.rig.at_rest()
     assert place.rig.descriptors() <= before - 2
+
+
+@pytest.mark.parametrize("said", [1, 5000, 100_000])
+async def test_fin_behind_what_nobody_reads_is_answered_with_a_fin(make_place, said):
+    place = make_place()
+    for number in range(1, 21):
+        client = place.client()
+        client.control.send(bytes(said))
+        client.control.shutdown(socket.SHUT_WR)
+        assert (await place.rig.ended(number))[3] == contract.FINISHED
+        assert client.control.recv(1) == b""  # a reset would raise
+    await place.rig.at_rest()
+
+
+async def test_a_question_under_way_is_no_silence(make_place):
+    """As when the loop is held up for longer than the limit."""
+    place = make_place(udp_timeout=0.3)
+    client, target = place.client(), place.target()
+    client.send(b"ping", target.address)
+    time.sleep(0.8)  # it is the loop that stands still
+    assert await target.recv() == b"ping"
 
 
 async def test_reset_of_the_control_connection_ends_it(make_place, reset):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import time
 
 import pytest
 
@@ -31,6 +32,14 @@ async def test_nobody_comes(offer, dial, say, books, version):
         assert await refuses(dial, place)
         client.close()
         assert await ledger.outstanding() == {}
+
+
+async def test_peer_that_came_in_time_when_the_loop_stood_still(offer, bind5):
+    async with offer(bind_timeout=0.3) as server:
+        client, place = await bind5(server, "127.0.0.1")
+        with socket.create_connection(place) as peer:
+            time.sleep(0.6)  # it is the loop that stands still
+            assert await second(client) == peer.getsockname()
 
 
 async def test_longer_than_a_handshake_may_take(offer, bind5, dial):

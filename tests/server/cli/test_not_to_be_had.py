@@ -95,3 +95,45 @@ def test_engine_that_was_never_compiled(tmp_path, command, environment):
     assert ended.stderr.count("\n") == 1
     assert "--engine native" in ended.stderr
     assert "python" in ended.stderr
+
+
+@pytest.mark.linux  # for /dev/full
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("--no-such-flag",), 2),
+        (("--users", "/not/there", *ANYWHERE), 2),
+        (("--listen", "127.0.0.1:1", "--listen", "127.0.0.1:1"), 1),
+        (("passwd",), 2),
+        (("--help",), 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_the_status_is_true_where_nobody_can_be_told(
+    command, environment, arguments, status, unbuffered
+):
+    """As where the log is on a disk that is full: a service manager goes by it."""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            command(*arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=full,
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+            timeout=PATIENCE,
+        )
+    assert ended.returncode == status
+
+
+def test_too_few_descriptors_for_the_threads(command, environment):
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *command(*ANYWHERE, "--relay-threads", "16")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment(),
+        timeout=PATIENCE,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "needs 84 more descriptors" in ended.stderr
