@@ -8,7 +8,7 @@ import asyncio
 import pytest
 
 from fastsocks import associate
-from support.udp import asked
+from support.udp import GREETED, asked
 
 # -- the reply -------------------------------------------------------------------
 
@@ -106,6 +106,33 @@ async def test_so_many_for_one_client(serve, associated, dial, say, books, until
         assert await ledger.outstanding() == {}
 
 
+@pytest.mark.parametrize("how", ["finish", "close", "reset", "reset before its reply"])
+async def test_each_that_has_ended_makes_room_for_one(
+    serve, associated, dial, say, books, until, how
+):
+    """And not for two."""
+    async with serve(udp_per_client=3) as server:
+        ledger = books(server)
+        for _ in range(3):
+            if how == "reset before its reply":
+                client = await dial(server)
+                assert await client.ask(say.no_login, 2) == GREETED
+                await client.send(say.socks5("0.0.0.0", 0, command=3))
+                client.reset()
+            else:
+                one = await associated(server)
+                one.end(how)
+                one.control.close()
+        await until(lambda: server.sessions == 0, "all have ended")
+        again = [await associated(server) for _ in range(3)]
+        fourth = await dial(server)
+        assert await asked(fourth, say) == say.failed(1)
+        fourth.close()
+        for one in again:
+            one.end()
+        assert await ledger.outstanding() == {}
+
+
 async def test_one_that_could_not_be_made_is_not_counted(
     serve, associated, dial, say, monkeypatch, books
 ):
@@ -147,17 +174,21 @@ async def test_it_ends_with_its_connection(server, associated, datagrams, books,
     assert target.is_silent()
 
 
-async def test_it_ends_when_the_server_stops(descriptors_balance, serve, associated, datagrams):
-    """And gives up its place once, not twice."""
-    server = serve(udp_per_client=3)
+async def test_it_ends_when_the_server_stops(
+    descriptors_balance, serve, associated, datagrams, names, until
+):
+    """And with it what it has still to look up."""
+    names.hang("slow.test")
+    tasks = asyncio.all_tasks()
+    server = serve(connect_timeout=60)
     server.start()
-    held = server._sessions._commands[3].args[0]._held
     ones = [await associated(server) for _ in range(3)]
     assert await ones[0].reaches(datagrams())
-    assert held == {"127.0.0.1": 3}
+    ones[1].send("slow.test", 9, b"held")
+    await until(lambda: names.asked, "it is asked for")
     async with asyncio.timeout(5):
         await server.stop(0)
-    assert held == {}
+    await until(lambda: asyncio.all_tasks() == tasks, "nothing of it goes on")
     for one in ones:
         assert await one.control.ended()
         one.control.close()
@@ -170,26 +201,6 @@ async def test_it_ends_when_nothing_is_said(serve, associated, books):
         assert await one.control.ended()
         one.end()
         assert await ledger.outstanding() == {}
-
-
-async def test_end_of_the_flow_is_told_once(server, associated, monkeypatch, books):
-    ended = []
-    real = associate.Associations._end
-
-    def end(self, holder, *rest):
-        ended.append(holder)
-        real(self, holder, *rest)
-
-    monkeypatch.setattr(associate.Associations, "_end", end)
-    ledger = books(server)
-    for how in ("finish", "close", "reset"):
-        one = await associated(server)
-        one.end(how)
-        one.control.close()
-    assert await ledger.outstanding() == {}
-    one = await associated(server)
-    await server.stop(0)
-    assert ended == ["127.0.0.1"] * 4
 
 
 async def test_many_that_come_and_go(server, associated, datagrams, books):
