@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 
 import pytest
 
 import fastsocks
 from fastsocks import auth, backoff, passwords
+from fastsocks import server as servers
+from fastsocks.auth import Users
 from support.logins import RIGHT, USERS, WRONG
 from support.system import open_descriptors
 
@@ -148,7 +151,7 @@ async def test_a_server_without_a_file_has_nothing_to_reload(server, dial, say):
     assert await client.ask(say.no_login, 2) == b"\x05\x00"
 
 
-async def test_a_broken_file_at_the_start(serve, file, books):
+async def test_a_broken_file_at_the_start(serve, file):
     file.write_text("alice:secret\n")
     before = open_descriptors()
     with pytest.raises(fastsocks.ConfigError, match="line 1"):
@@ -160,24 +163,26 @@ async def test_a_broken_file_at_the_start(serve, file, books):
 # -- who guesses -----------------------------------------------------------------
 
 
-async def test_who_guesses_waits_and_nobody_else(filed, dial, say, log_in, monkeypatch):
-    for guess in (b"1", b"2", b"3"):
-        assert await log_in(filed, b"alice", guess) == b"\x01\x01"
-    waiting, sleep = asyncio.Event(), asyncio.Event()
+async def test_who_guesses_waits_and_nobody_else(serve, file, dial, say, log_in, monkeypatch):
+    waiting, may_go_on = asyncio.Event(), asyncio.Event()
 
-    async def stand_in(seconds):
+    async def sleep(seconds):
         waiting.set()
-        await sleep.wait()
+        await may_go_on.wait()
 
-    monkeypatch.setattr(filed._users, "_sleep", stand_in)
-    culprit = await dial(filed)
-    await culprit.send(b"\x05\x01\x02" + say.login(b"alice", b"correct horse"))
-    assert await culprit.exactly(2) == b"\x05\x02"
-    await asyncio.wait_for(waiting.wait(), 10)
-    assert await log_in(filed, b"alice", b"correct horse", "127.0.0.2") == b"\x01\x00"
-    sleep.set()
-    assert await culprit.exactly(2) == b"\x01\x00"
-    assert await log_in(filed, b"alice", b"correct horse") == b"\x01\x00"
+    monkeypatch.setattr(servers, "Users", functools.partial(Users, sleep=sleep))
+    async with serve(users_file=file) as filed:
+        for guess in (b"1", b"2", b"3"):
+            assert await log_in(filed, b"alice", guess) == b"\x01\x01"
+        assert not waiting.is_set()
+        culprit = await dial(filed)
+        await culprit.send(b"\x05\x01\x02" + say.login(b"alice", b"correct horse"))
+        assert await culprit.exactly(2) == b"\x05\x02"
+        await asyncio.wait_for(waiting.wait(), 10)
+        assert await log_in(filed, b"alice", b"correct horse", "127.0.0.2") == b"\x01\x00"
+        may_go_on.set()
+        assert await culprit.exactly(2) == b"\x01\x00"
+        assert await log_in(filed, b"alice", b"correct horse") == b"\x01\x00"
 
 
 @pytest.mark.parametrize("kind", ["file", "clear"])

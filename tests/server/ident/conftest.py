@@ -17,10 +17,11 @@ from support.ident import HOST
 @pytest.fixture
 async def identd(remote, monkeypatch):
     """``await identd(b" : USERID : UNIX : me\\r\\n")``: what it says after the ports;
-    None is silence. ``queries`` are what it was asked, ``peers`` from where."""
+    None is silence. ``queries`` are what it was asked, ``peers`` from where. On ``port`` it
+    comes where there was none."""
     queries = []
 
-    async def start(says=None, ports=None, host=HOST):
+    async def start(says=None, ports=None, host=HOST, port=0):
         async def script(reader, writer):
             queries.append(await reader.readline())
             if says is None:
@@ -29,7 +30,7 @@ async def identd(remote, monkeypatch):
             writer.write((queries[-1].strip() if ports is None else ports) + says)
             await writer.drain()
 
-        one = await remote(script, host)
+        one = await remote(script, host, port)
         one.queries = queries
         monkeypatch.setattr(servers, "Ident", functools.partial(Ident, port=one.port))
         return one

@@ -62,18 +62,20 @@ async def test_resolver_that_hangs(serve, dial, come, names, say, echo, rule):
 
 @pytest.mark.parametrize("patience", [0.05, 30], ids=["shorter", "longer"])
 async def test_later_range_never_decides_while_names_get_no_answer(
-    serve, come, names, say, until, monkeypatch, caplog, patience
+    serve, come, names, say, books, monkeypatch, caplog, patience
 ):
     """Whether ident or the look-up gives up first, and whoever comes after that."""
     caplog.set_level("INFO")
     monkeypatch.setattr(hosts, "DEADLINE", 0.2)
     names.hang("hanging.test")
     async with serve(ident=["hanging.test=alice", "."], ident_timeout=patience) as server:
+        ledger = books(server)
         for _ in range(2):
             client = await come(server)
             await client.send(say.no_login)
             assert await client.to_end() == SOCKS5_REFUSED
-            await until(lambda: not server._ident._hosts._addresses._asking, "the look-up ends")
+            client.close()
+            assert await ledger.outstanding() == {}  # so the look-up is over too
     assert names.asked == ["hanging.test"]
     assert "the names in the ranges could not be looked up" in caplog.text
     assert "in no range" not in caplog.text

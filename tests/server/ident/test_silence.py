@@ -73,8 +73,9 @@ async def test_one_conversation_that_failed_is_not_the_hosts(
 
 
 async def test_memory_of_hosts_without_identd_is_bounded(
-    serve, dial, refused_port, say, monkeypatch
+    serve, dial, identd, refused_port, say, monkeypatch
 ):
+    """An identd that comes is asked where its absence is forgotten, and not where it is known."""
     monkeypatch.setattr(idents, "KEEP_LIMIT", 3)
     monkeypatch.setattr(servers, "Ident", functools.partial(Ident, port=refused_port))
     async with serve(ident=[".=alice"]) as server:
@@ -82,7 +83,13 @@ async def test_memory_of_hosts_without_identd_is_bounded(
             client = await dial(server, source=f"127.0.0.{last}")
             await client.send(say.no_login)
             assert await client.to_end() == SOCKS5_REFUSED
-        assert list(server._ident._silent) == ["127.0.0.7", "127.0.0.8", "127.0.0.9"]
+        admitted = []
+        for last in range(5, 10):
+            await identd(b":USERID:UNIX:alice\r\n", host=f"127.0.0.{last}", port=refused_port)
+            client = await dial(server, source=f"127.0.0.{last}")
+            if await client.ask(say.no_login, 2) != SOCKS5_REFUSED:
+                admitted.append(last)
+        assert admitted == [5, 6]
 
 
 async def test_identd_that_comes_back(serve, come, identd, say, echo, refused_port, monkeypatch):
@@ -93,8 +100,7 @@ async def test_identd_that_comes_back(serve, come, identd, say, echo, refused_po
         client = await come(server)
         await client.send(say.no_login)
         assert await client.to_end() == SOCKS5_REFUSED
-        daemon = await identd(b":USERID:UNIX:alice\r\n")
-        server._ident._port = daemon.port
+        await identd(b":USERID:UNIX:alice\r\n", port=refused_port)
         client = await come(server)
         assert (await client.connect("127.0.0.1", echo.port))[1] == 0
 
