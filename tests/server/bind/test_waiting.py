@@ -86,7 +86,8 @@ async def refuses_stranger(dial, place) -> bool:
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_client_leaves_in_the_turn_in_which_the_peer_comes(server, bind5, books, how):
+async def test_client_leaves_in_the_turn_in_which_the_peer_comes(server, bind5, until, books, how):
+    """And the peer, who stays, keeps nothing open."""
     ledger = books(server)
     for _ in range(20):
         client, place = await bind5(server, "127.0.0.1")
@@ -95,7 +96,7 @@ async def test_client_leaves_in_the_turn_in_which_the_peer_comes(server, bind5, 
             with pytest.raises(BlockingIOError):
                 knock.connect(place)
             getattr(client, how)()
-            await asyncio.sleep(0.01)
+            await until(lambda: server.sessions == 0, "the session has ended")
     assert await ledger.outstanding() == {}
 
 
