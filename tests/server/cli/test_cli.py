@@ -13,15 +13,7 @@ import pytest
 from fastsocks import __version__, cli, flags
 
 SECRET = "s3cret-w0rd"
-FLAGS = [
-    *("--listen", "-i", "-p", "-u", "-P", "-b", "-q", "--open", "--password-file", "--version"),
-    *("--engine", "--relay", "--relay-threads", "--pipe-size", "--max-pipes", "--max-sessions"),
-    *("--handshake-timeout", "--connect-timeout", "--idle-timeout", "--half-closed-timeout"),
-    *("--grace", "--log-level", "--ident", "--ident-timeout", "--jsocks", "--users", "--prefer"),
-    *("--allow", "--allow-bind", "--bind-anyone", "--bind-timeout", "--strict-methods"),
-    *("--no-udp", "--udp-ports", "--udp-address", "--udp-full-cone", "--udp-timeout"),
-    "--udp-per-client",
-]
+FLAGS = Path(__file__).resolve().parents[3] / "docs" / "flags.md"
 
 
 @pytest.mark.parametrize(
@@ -133,10 +125,16 @@ def test_version(command, environment):
 
 
 def test_help_names_every_flag(command, environment):
-    ended = subprocess.run(command("--help"), capture_output=True, env=environment(), text=True)
+    """In a line of its own, with what the page of all flags says of it."""
+    wide = environment(COLUMNS="1000")
+    ended = subprocess.run(command("--help"), capture_output=True, env=wide, text=True)
     assert ended.returncode == 0
-    for flag in FLAGS:
-        assert flag in ended.stdout, flag
+    page = FLAGS.read_text("utf-8").partition("## fastsocks passwd")[0]
+    rows = re.findall(r"^\| `(-[^` ]+).*` \| (.+) \|$", page, re.MULTILINE)
+    assert 0 < len(rows) == page.count("\n| `-")
+    for flag, what_it_does in rows:
+        assert re.search(rf"^  {flag}[ ,]", ended.stdout, re.MULTILINE), flag
+        assert what_it_does in ended.stdout, flag
 
 
 # -- passwords ---------------------------------------------------------------
@@ -248,25 +246,6 @@ def test_jsocks_file_where_every_address_may_be_reached(start, tmp_path):
     assert "--allow" not in proxy.log()
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"), [((), (7, 180)), (("--idle-timeout", "300"), (300, 180))]
-)
-def test_jsocks_settings(tmp_path, monkeypatch, flags, expected):
-    """A flag counts more even where it says what is the default anyway."""
-    file = tmp_path / "socks.properties"
-    file.write_text("host = 127.0.0.1\nrange = 10.\niddleTimeout = 7000 # ms\n")
-    taken = []
-
-    async def serve(config, loop_name):
-        taken.append(config)
-
-    monkeypatch.setattr(cli, "serve", serve)
-    assert cli.main(["--ident", "11.", *flags, "--jsocks", str(file)]) == 0
-    assert (taken[0].idle_timeout, taken[0].udp_timeout) == expected
-    assert taken[0].listen == ["127.0.0.1:1080"]
-    assert taken[0].ident == ["11.", "10."]
-
-
 @pytest.fixture
 def configured(monkeypatch):
     """``configured("--allow-bind")``: the Config that the server would be made with."""
@@ -281,6 +260,19 @@ def configured(monkeypatch):
         return taken.pop()
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [((), (7, 180)), (("--idle-timeout", "300"), (300, 180))]
+)
+def test_jsocks_settings(configured, tmp_path, flags, expected):
+    """A flag counts more even where it says what is the default anyway."""
+    file = tmp_path / "socks.properties"
+    file.write_text("host = 127.0.0.1\nrange = 10.\niddleTimeout = 7000 # ms\n")
+    config = configured("--ident", "11.", *flags, "--jsocks", str(file))
+    assert (config.idle_timeout, config.udp_timeout) == expected
+    assert config.listen == ["127.0.0.1:1080"]
+    assert config.ident == ["11.", "10."]
 
 
 @pytest.mark.parametrize(
