@@ -53,7 +53,7 @@ def identd(inside, namespace, need):
 
 
 @pytest.fixture
-def fetch(inside, need, namespace, plain_environment, proxy, tmp_path):
+def fetch(inside, need, namespace, plain_environment, proxy):
     """``fetch(user, scheme)``: (exit status, output, errors) of curl as that user."""
     server = inside(sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "0")
     line = first_line(server)

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from support.ends import reset_on_close
 from support.system import option_of, refuses
 
 FAMILIES = {1: socket.AF_INET, 4: socket.AF_INET6}  # by ATYP
@@ -47,7 +48,7 @@ async def test_reply_names_the_true_local_address(
 
 
 @pytest.mark.parametrize("literal", [b"127.0.0.1", b"::1", b"[::1]", b"::ffff:127.0.0.1"])
-async def test_address_in_the_name_field(server, dial, remote, names, literal):
+async def test_address_in_the_name_field(server, dial, remote, literal):
     origin = await remote(host="::1" if literal.strip(b"[]") == b"::1" else "127.0.0.1")
     client = await dial(server)
     request = b"\x05\x01\x00\x03" + bytes((len(literal),)) + literal
@@ -212,8 +213,7 @@ async def test_remote_that_finishes_at_once(server, dial, remote, books):
 
 async def test_remote_that_resets_at_once(server, dial, remote, books):
     async def reset(reader, writer):
-        sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        reset_on_close(writer.get_extra_info("socket"))
         writer.transport.abort()
 
     origin = await remote(reset)

@@ -8,20 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import struct
 from contextlib import suppress
 from random import Random
-from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 import pytest
 
 from fuzz import messages
+from support.ends import reset_on_close
 
 CLIENTS = 2500
 AT_ONCE = 50
 SEED = 1929
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 PATIENCE = 10.0
 
 
@@ -78,9 +76,8 @@ async def hostile(number: int, address: tuple[str, int], for_users: Any, for_oth
                     async with asyncio.timeout(PATIENCE):
                         await reader.read()
                 case 1 if not writer.transport.is_closing():
-                    sock = writer.get_extra_info("socket")
                     with suppress(OSError):  # EINVAL of macOS, for the same
-                        sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+                        reset_on_close(writer.get_extra_info("socket"))
                 case 2:
                     await asyncio.sleep(0.001)
         finally:

@@ -240,7 +240,7 @@ async def test_request_of_whom_ident_refuses(serve, dial, say, books, begun, ask
     assert begun == []
 
 
-async def test_request_after_the_right_login(guarded, dial, say, begun, asks, books):
+async def test_request_after_the_right_login(guarded, dial, say, begun, asks):
     """The proof that the tests above would see a command begun."""
     client = await dial(guarded)
     await client.send(b"\x05\x01\x02" + say.login(b"alice", b"secret") + asks)

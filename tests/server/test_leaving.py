@@ -176,7 +176,7 @@ async def test_fin_while_connecting_leaves_nothing(
 
 
 async def test_half_closed_client_still_gets_its_connection(
-    server, dial, say, black_hole, until, books, errors
+    server, dial, say, black_hole, until, errors
 ):
     client = await dial(server)
     await client.send(say.no_login + say.socks5(black_hole.host, black_hole.port))

@@ -29,7 +29,7 @@ async def test_one_clients_crowd_waits_and_no_other_for_it(until):
     assert not places.is_full("crowd")
 
 
-async def test_who_gives_up_while_it_waits_keeps_no_place(until):
+async def test_who_gives_up_while_it_waits_keeps_no_place():
     places, entered = Places(1, 5), []
 
     async def one(name):

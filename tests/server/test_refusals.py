@@ -55,16 +55,6 @@ async def test_code(server, dial, say, books, request_, code):
     assert await ledger.outstanding() == {}
 
 
-async def test_udp_that_is_not_offered(serve, dial, say, books):
-    async with serve(udp=False) as server:
-        ledger = books(server)
-        client = await dial(server)
-        asked = say.no_login + b"\x05\x03\x00\x01" + bytes(6)
-        assert await refusal(client, asked) == say.failed(7)
-        client.close()
-        assert await ledger.outstanding() == {}
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::ffff:127.0.0.1"])
 async def test_refused_port(server, dial, say, refused_port, host):
     client = await dial(server)

@@ -93,7 +93,7 @@ async def test_a_last_dot_is_for_the_resolver(server, dial, echo, names):
     assert names.asked == ["www.example."]
 
 
-async def test_an_address_is_never_looked_up(server, dial, echo, names, monkeypatch):
+async def test_an_address_is_never_looked_up(server, dial, echo, monkeypatch):
     asked = []
 
     async def record(self, name, budget, client_host):

@@ -23,14 +23,8 @@ from support.system import refuses
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(scope="module")
-def libuv():
-    """libuv opens a pipe with the first loop of a process and keeps it for good."""
-    uvloop.new_event_loop().close()
-
-
 @pytest.fixture(params=LOOPS)
-def runner(request, libuv, descriptors_balance):
+def runner(request, descriptors_balance):
     """A loop of the embedding program's own."""
     with asyncio.Runner(loop_factory=LOOPS[request.param]) as running:
         yield running

@@ -144,6 +144,7 @@ async def test_stop_that_others_overtake_leaves_what_they_started(serve, dial, e
 async def test_stop_that_is_cancelled_ends_everything(serve, dial, echo, books):
     """As by a time limit around it: half stopped it would keep what it has for good."""
     async with serve() as server:
+        ledger = books(server)
         client = await dial(server)
         await client.connect("127.0.0.1", echo.port)
         with pytest.raises(TimeoutError):
@@ -151,7 +152,9 @@ async def test_stop_that_is_cancelled_ends_everything(serve, dial, echo, books):
         with pytest.raises(ConnectionResetError):
             await client.to_end()
         assert server.engine is None
+        client.close()
         server.start()
+        assert await ledger.outstanding() == {}
 
 
 async def test_stop_by_an_authenticator_does_not_wait_for_its_own_session(serve, dial, say):
@@ -175,7 +178,7 @@ async def test_stop_on_another_loop_is_refused(serve, dial, echo):
         assert await client.echoes()
 
 
-def test_stop_after_the_loop_is_closed(serve, until, descriptors_balance):
+def test_stop_after_the_loop_is_closed(serve, descriptors_balance):
     """By a program that has forgotten it: nothing stays open."""
     loop = asyncio.new_event_loop()
 

@@ -23,10 +23,15 @@ ROOM_FOR_ONE = 0 if sys.platform == "linux" else 1
 TOO_LATE = () if sys.platform == "linux" else (OSError,)
 
 
+def reset_on_close(sock: socket.socket) -> None:
+    """Whoever closes it."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def reset(sock: socket.socket) -> None:
     """Closes with a reset."""
     with contextlib.suppress(*TOO_LATE):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(sock)
     sock.close()
 
 

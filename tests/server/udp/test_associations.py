@@ -217,11 +217,14 @@ async def test_many_that_come_and_go(server, associated, datagrams, books):
 # -- where it is not offered -----------------------------------------------------
 
 
-async def test_a_server_without_udp_says_that_it_has_no_such_command(serve, dial, say):
+async def test_a_server_without_udp_says_that_it_has_no_such_command(serve, dial, say, books):
     async with serve(udp=False) as server:
+        ledger = books(server)
         client = await dial(server)
         assert await asked(client, say) == say.failed(7)
         assert await client.to_end() == b""
+        client.close()
+        assert await ledger.outstanding() == {}
 
 
 async def test_socks4_has_none(server, dial, say, books):

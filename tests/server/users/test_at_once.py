@@ -196,7 +196,7 @@ async def test_passwords_in_clear_are_guarded_as_well(world):
 # -- its threads -------------------------------------------------------------
 
 
-async def test_the_pool_ends_with_the_users(users, world, until):
+async def test_the_pool_ends_with_the_users(users, until):
     assert await users.verify(HERE, b"alice", RIGHT)
     assert pool_threads()
     users.close()
