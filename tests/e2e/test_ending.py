@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from support.programs import wait_until
+from support.system import refuses
 
 SECONDS = 30
 
@@ -27,18 +28,14 @@ def test_session_may_finish(start_proxy, need_module, remote, late_data, sign) -
 
     server = remote(script)
     started = start_proxy()
-
-    def refuses() -> bool:
-        with socket.socket() as knock:
-            return knock.connect_ex((started.host, started.port)) != 0
-
+    address = started.host, started.port
     with socks.socksocket() as client:
         client.settimeout(SECONDS)
         client.set_proxy(socks.SOCKS5, started.host, started.port)
         client.connect((server.host, server.port))
         received = client.recv(6)
         started.process.send_signal(sign)
-        wait_until(refuses, "the proxy has stopped accepting")
+        wait_until(lambda: refuses(address), "the proxy has stopped accepting")
         stopping.set()
         while piece := client.recv(1 << 16):
             received += piece

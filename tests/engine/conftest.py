@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import hashlib
 import os
@@ -24,7 +23,8 @@ import pytest
 
 import fastsocks
 from fastsocks import engine as contract
-from support.ends import ROOM_FOR_ONE, Far, Relayed, reset
+from support.ends import Far, Relayed, reset
+from support.holes import black_hole
 from support.system import open_descriptors
 
 MIB = 1 << 20
@@ -256,18 +256,11 @@ def reset_fixture() -> Callable[[socket.socket], None]:
     return reset
 
 
-@pytest.fixture
-def black_hole() -> Iterator[tuple[str, int]]:
+@pytest.fixture(name="black_hole")
+def black_hole_fixture() -> Iterator[tuple[str, int]]:
     """The address of a listener whose queue is full: connecting to it takes for ever."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=ROOM_FOR_ONE))
-        address = listener.getsockname()
-        for _ in range(8):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect(address)
-        yield address
+    with black_hole() as hole:
+        yield hole.address
 
 
 # -- bulk, in threads, where the loop's own Python would be what is measured --

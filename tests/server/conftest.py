@@ -21,8 +21,9 @@ import pytest
 
 import fastsocks
 from fastsocks import engine
-from support.ends import ROOM_FOR_ONE, reset
-from support.system import connecting_to, open_descriptors
+from support.ends import reset
+from support.holes import Hole, black_hole
+from support.system import open_descriptors
 
 # For anything that should take milliseconds, on a machine that is busy elsewhere.
 PATIENCE = 10.0
@@ -266,21 +267,10 @@ async def echo(remote: Callable[..., Awaitable[Remote]]) -> Remote:
     return await remote()
 
 
-@pytest.fixture
-def black_hole() -> Iterator[SimpleNamespace]:
-    """A listener whose queue is full: SYNs to it get no answer until ``admit()``."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=ROOM_FOR_ONE))
-        stack.enter_context(socket.create_connection(listener.getsockname()))
-        host, port = listener.getsockname()
-
-        def waiting() -> int:
-            return connecting_to(port)
-
-        def admit() -> None:
-            stack.enter_context(listener.accept()[0])
-
-        yield SimpleNamespace(host=host, port=port, waiting=waiting, admit=admit)
+@pytest.fixture(name="black_hole")
+def black_hole_fixture() -> Iterator[Hole]:
+    with black_hole() as hole:
+        yield hole
 
 
 # -- the proxy -------------------------------------------------------------------

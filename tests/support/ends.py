@@ -16,9 +16,6 @@ import pytest
 PATIENCE = 30.0  # seconds for what should come at once, on a machine busy elsewhere
 # Made once: a sanitizer holds what is freed, and would show it where memory is measured.
 CHUNK = bytes(1 << 16)
-# The backlog of a listener whose queue is full with the first connection: Linux lets in one
-# more than it is told, and macOS takes 0 for the most that it has.
-ROOM_FOR_ONE = 0 if sys.platform == "linux" else 1
 # macOS takes no option any more once both ends are through.
 TOO_LATE = () if sys.platform == "linux" else (OSError,)
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -73,7 +74,7 @@ def option_of(local: tuple[str, int], remote: tuple[str, int], level: int, optio
 def refuses(address: tuple[str, int]) -> bool:
     """Whether nobody listens there."""
     with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as knock:
-        return knock.connect_ex(address) != 0
+        return knock.connect_ex(address) == errno.ECONNREFUSED
 
 
 def stat(pid: int) -> list[str]:

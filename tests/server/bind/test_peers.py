@@ -13,9 +13,10 @@ import pytest
 
 from fastsocks import addresses
 from fastsocks import bind as binding
-from support.bind import GREETED, STRANGER, refuses, relays, second
+from support.bind import GREETED, STRANGER, relays, second
 from support.namespaces import bare_network
 from support.programs import need
+from support.system import refuses
 
 LINK_LOCAL = """
 import subprocess
@@ -201,7 +202,7 @@ async def test_only_the_first_connection_of_the_peer_counts(server, bind5, dial)
     client, place = await bind5(server, "127.0.0.1")
     peer = await dial(place)
     assert await second(client) == peer.name
-    assert await refuses(dial, place)
+    assert refuses(place)
     await peer.send(b"still here")
     assert await client.receive() == b"still here"
 

@@ -12,7 +12,8 @@ import pytest
 
 from fastsocks import bind as binding
 from fastsocks import server as servers
-from support.bind import GREETED, LONG, STRANGER, refuses, second
+from support.bind import GREETED, LONG, STRANGER, second
+from support.system import refuses
 
 
 @pytest.mark.parametrize("version", [4, 5])
@@ -29,7 +30,7 @@ async def test_nobody_comes(offer, dial, say, books, version):
             reply = await client.ask(say.socks5("127.0.0.1", 1, command=2), 10)
             place = ("127.0.0.1", int.from_bytes(reply[8:]))
             assert await client.to_end() == say.failed(4)
-        assert await refuses(dial, place)
+        assert refuses(place)
         client.close()
         assert await ledger.outstanding() == {}
 
@@ -68,7 +69,7 @@ async def test_client_leaves(offer, bind5, dial, until, books, how, ahead):
             await client.seen()
         getattr(client, how)()
         await until(lambda: server.sessions == 0, "the session has ended")
-        assert await refuses(dial, place)
+        assert refuses(place)
         if how == "finish":
             assert await client.ended()
         client.close()
@@ -182,7 +183,7 @@ async def test_peer_that_resets_at_once(server, bind5, dial, books):
     assert await ledger.outstanding() == {}
 
 
-async def test_server_stops(offer, bind5, dial, descriptors_balance):
+async def test_server_stops(offer, bind5, descriptors_balance):
     server = offer(bind_timeout=0)
     server.start()
     client, place = await bind5(server, "127.0.0.1")
@@ -191,7 +192,7 @@ async def test_server_stops(offer, bind5, dial, descriptors_balance):
     async with asyncio.timeout(5):
         await server.stop(0)
     assert len(asyncio.all_tasks()) < len(before)
-    assert await refuses(dial, place)
+    assert refuses(place)
     assert await client.ended()
     client.close()
 

@@ -20,7 +20,7 @@ import pytest
 from fastsocks import cli
 from support.ends import exactly
 from support.programs import first_line, wait_until
-from support.system import asleep
+from support.system import asleep, refuses
 
 # To come up or to end, on a machine that is busy elsewhere.
 PATIENCE = 30.0
@@ -71,8 +71,7 @@ class Proxy:
         return socket.create_connection(self.addresses[which], timeout=PATIENCE)
 
     def refuses(self) -> bool:
-        with socket.socket() as knock:
-            return knock.connect_ex(self.addresses[0]) != 0
+        return refuses(self.addresses[0])
 
     def arguments(self) -> list[bytes]:
         """What everyone on the machine may see of them."""

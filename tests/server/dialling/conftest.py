@@ -16,7 +16,7 @@ import pytest
 from fastsocks import engine as contract
 from fastsocks.addresses import Judge
 from fastsocks.dial import Dialer
-from support.ends import ROOM_FOR_ONE
+from support.holes import black_hole
 from support.system import open_descriptors
 
 LOCAL = "127.0.0.1"
@@ -87,30 +87,22 @@ def listening():
     """listen(host, port): a listener; ``port`` of one that other families share."""
     with contextlib.ExitStack() as stack:
 
-        def listen(host: str = "127.0.0.1", port: int = 0, backlog: int = 16) -> socket.socket:
+        def listen(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             address = host, port or free_everywhere()
-            sock = socket.create_server(address, family=family, backlog=backlog)
+            sock = socket.create_server(address, family=family)
             return stack.enter_context(sock)
 
         yield listen
 
 
 @pytest.fixture
-def hole(listening: Callable[..., socket.socket]):
+def hole():
     """hole(host): the port of a listener that answers no SYN, its queue being full."""
     with contextlib.ExitStack() as stack:
 
         def dig(host: str = "127.0.0.1", port: int = 0) -> int:
-            address = listening(host, port, ROOM_FOR_ONE).getsockname()
-            for _ in range(4):
-                filler = stack.enter_context(
-                    socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-                )
-                filler.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    filler.connect(address)
-            return address[1]
+            return stack.enter_context(black_hole(host, port or free_everywhere())).port
 
         yield dig
 

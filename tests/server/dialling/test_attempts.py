@@ -14,7 +14,8 @@ import pytest
 from fastsocks import dial as dialling
 from fastsocks.dial import interleaved
 from fastsocks.errors import ClientGone
-from support.ends import ROOM_FOR_ONE, reset
+from support.ends import reset
+from support.holes import black_hole
 from support.system import connecting_to, open_descriptors
 
 LOCAL = "127.0.0.1"
@@ -151,18 +152,15 @@ async def test_the_last_addresses_have_all_the_time(rig, hole, monkeypatch, unti
     assert raised.value.errno == errno.ETIMEDOUT
 
 
-async def test_one_that_answers_late_still_wins(rig, listening, monkeypatch, until):
+async def test_one_that_answers_late_still_wins(rig, free_everywhere, monkeypatch, until):
     """While others were begun after it: nobody is given up for being slow."""
     monkeypatch.setattr(dialling, "STAGGER", 0.01)
-    listener = listening("127.0.0.1", backlog=ROOM_FOR_ONE)
-    address = listener.getsockname()
-    with socket.create_connection(address):
-        begun = asyncio.ensure_future(rig.dial(address[1], "127.0.0.1", "127.0.0.6"))
+    with black_hole(port=free_everywhere()) as hole:
+        begun = asyncio.ensure_future(rig.dial(hole.port, "127.0.0.1", "127.0.0.6"))
         await until(lambda: len(rig.engine.dialled) == 2, "both are under way")
-        listener.settimeout(10)
-        listener.accept()[0].close()
+        hole.admit()
         remote = await asyncio.wait_for(begun, 30)
-    assert remote.peer == address
+    assert remote.peer == hole.address
     remote.close()
 
 
