@@ -9,7 +9,8 @@ SOURCES := pyproject.toml setup.py $(wildcard src/fastsocks/*.pyx src/fastsocks/
 
 # A build that is not the normal one has a tree of its own under build/.
 INSTRUMENTED = PYTHONPATH="$(CURDIR)/build/$@/src" PYTHONMALLOC=malloc
-ENGINE_TESTS := tests/engine -k "not python" --ignore=tests/engine/test_threads.py
+ENGINE_TESTS := tests/engine -k "not python" \
+    $(addprefix --ignore=tests/engine/test_,threads.py memory.py)
 
 .PHONY: run test test-pure asan coverage lint format bench bench-peers bench-short build dist wheels-check clean
 
@@ -38,7 +39,7 @@ asan: .venv/tested build/asan/built
 # threads, starts programs of its own, or takes minutes where each line is counted. Run
 # from the tree that was built, since lines of Cython are known by their path in it.
 TRACED := -k "not python and not thread" \
-    $(addprefix --ignore=../../tests/engine/test_,churn.py pipes.py porch.py splice_bugs.py threads.py)
+    $(addprefix --ignore=../../tests/engine/test_,churn.py memory.py pipes.py porch.py splice_bugs.py threads.py)
 COVERAGE = COVERAGE_FILE=data $(CURDIR)/$(BIN)/python -m coverage
 coverage: .venv/tested build/coverage/built
 	cd build/coverage && $(INSTRUMENTED) FASTSOCKS_TEST_INLINE=1 $(COVERAGE) run \

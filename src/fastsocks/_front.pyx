@@ -591,8 +591,8 @@ cdef class Engine:
         cdef uint32_t limit = self.settings.max_sessions
         if number >= <uint32_t>len(self.listeners):
             return
-        _, fd_, on_client = self.listeners[number]
-        cdef int listener = fd_
+        _, descriptor, on_client = self.listeners[number]
+        cdef int listener = descriptor
         for _attempt in range(ACCEPTS_PER_TURN):
             if not self.accepting:  # since a visit of this turn has run
                 return
