@@ -284,8 +284,10 @@ cdef enum Step:
 
 cdef int pair_fault(Pair *pair, int which) noexcept nogil:
     """-errno of the system call that has just failed on one end. A FIN of that end
-    is no longer believed: it may only be what a reset has left of one."""
+    is no longer believed: it may only be what a reset has left of one. What it had sent
+    before may be in its queue, though no event has told of it yet."""
     pair.end[which].broken = 1
+    pair.end[which].readable = pair.end[which].fresh = 1
     pair.reason = CLIENT_RESET if which == 0 else REMOTE_RESET
     return -errno
 
@@ -567,7 +569,9 @@ cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
     if up < 0:
         pair_end(relay, pair, reason, -up)
     elif down < 0:
-        pair_end(relay, pair, pair.reason, -down)
+        reason = pair.reason
+        dir_move(relay, pair, UP)  # for the same reason
+        pair_end(relay, pair, reason, -down)
     elif (pair.dir[UP].state == DONE and pair.dir[DOWN].state == DONE
           and not pair.end[0].broken and not pair.end[1].broken):
         pair_end(relay, pair, FINISHED, 0)
