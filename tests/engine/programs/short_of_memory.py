@@ -40,6 +40,8 @@ def take_all(hoard: list[Any]) -> None:
 
 
 async def main() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
     loop = asyncio.get_running_loop()
     told: list[int] = []
     settings = contract.Settings(relay="splice")  # on a thread from the beginning
