@@ -27,10 +27,17 @@ def test_port_taken(fails, family):
     assert f"cannot listen on {place}: {os.strerror(errno.EADDRINUSE)}" in told
 
 
-@pytest.mark.parametrize("limit", [10, 12, 20])
-def test_too_few_descriptors(command, environment, limit):
+@pytest.mark.parametrize(
+    ("limit", "flags", "needed"),
+    [
+        *((limit, (), cli.DESCRIPTORS_MIN) for limit in (10, 12, 20)),
+        (64, ("--relay-threads", "16"), 84),
+    ],
+    ids=str,
+)
+def test_too_few_descriptors(command, environment, limit, flags, needed):
     ended = subprocess.run(
-        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command(*ANYWHERE)],
+        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command(*ANYWHERE, *flags)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=environment(),
@@ -39,7 +46,7 @@ def test_too_few_descriptors(command, environment, limit):
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
-        f"fastsocks: {os.strerror(errno.EMFILE)}: fastsocks needs {cli.DESCRIPTORS_MIN} more"
+        f"fastsocks: {os.strerror(errno.EMFILE)}: fastsocks needs {needed} more"
         " descriptors to start (ulimit -n)\n"
     )
 
@@ -124,16 +131,3 @@ def test_the_status_is_true_where_nobody_can_be_told(
             timeout=PATIENCE,
         )
     assert ended.returncode == status
-
-
-def test_too_few_descriptors_for_the_threads(command, environment):
-    ended = subprocess.run(
-        ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *command(*ANYWHERE, "--relay-threads", "16")],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=environment(),
-        timeout=PATIENCE,
-        text=True,
-    )
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "needs 84 more descriptors" in ended.stderr
