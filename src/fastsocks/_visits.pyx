@@ -3,7 +3,7 @@
 
     Visit --sends None to--> coroutine --awaits--> Pending --settled in a Turn--> Visit
 
-Whoever waits for an Pending goes on in the turn of the event that settles it: no handle,
+Whoever waits for a Pending goes on in the turn of the event that settles it: no handle,
 no call_soon, no further turn of the loop. It must not know sockets.
 """
 

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping
 
 from fastsocks.addresses import Judge
-from fastsocks.engine import Conn, Engine
+from fastsocks.engine import SECOND_LOOK, Conn, Engine
 from fastsocks.errors import ClientGone, DialError, Reply, RuleDenied
 from fastsocks.literals import family_of
 from fastsocks.resolve import LOOKING_UP, Resolver
@@ -23,7 +23,6 @@ from fastsocks.waits import LOOK_INTERVAL, unless_reset
 # What a client may send before its peer is there; beyond, it has to wait.
 EARLY_LIMIT = 64 * 1024
 BACKLOG = 8  # one is waited for, and strangers before it are dropped as they come
-SECOND_LOOK = 0.01  # seconds
 ACCEPT_RETRY = 0.1  # seconds without accepting when the system is out of something
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 ANYONE = frozenset({"0.0.0.0", "::"})
@@ -136,7 +135,6 @@ class Waiting:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not (arrival.done() or leaving.done()):
-                    # After a stop of this process timers are first; who came is there by then.
                     await asyncio.wait((arrival,), timeout=SECOND_LOOK)
             finally:
                 loop.remove_reader(self._sock)

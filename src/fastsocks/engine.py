@@ -39,6 +39,10 @@ KEEPALIVE_AFTER = 7200.0  # net.ipv4.tcp_keepalive_time in seconds, as systems s
 # how many go unanswered.
 CONTROL_KEEPALIVE = (60, 20, 3)
 
+# Seconds. After SIGCONT, and when a loop has stood still, its timers come before reads: look again
+# when what waited has been read.
+SECOND_LOOK = 0.01
+
 # What accept() may say of one client that is gone already (accept(2), "Error handling"). All
 # else leaves the client in the backlog, and would be said again at once.
 ACCEPT_AGAIN = {

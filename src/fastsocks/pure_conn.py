@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from fastsocks import engine as contract
 from fastsocks.errors import ClientGone
 from fastsocks.literals import literal_of
-from fastsocks.pure_idle import SECOND_LOOK
 
 if TYPE_CHECKING:
     from fastsocks.pure import Engine
@@ -251,7 +250,7 @@ class Conn:
         self._waiters[mode] = None
 
     def _put_off(self) -> None:
-        self._timer = self.engine.loop.call_later(SECOND_LOOK, self._on_deadline)
+        self._timer = self.engine.loop.call_later(contract.SECOND_LOOK, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._expired = True

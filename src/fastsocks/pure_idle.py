@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from fastsocks.engine import SECOND_LOOK
+
 CLOCK_GRAIN = 0.002  # seconds; uvloop's clock stands still within a turn
-# Seconds. After SIGCONT timers come before reads: look again when what waited has been read.
-SECOND_LOOK = 0.01
 
 
 class IdleTimer:
