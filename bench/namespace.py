@@ -47,6 +47,14 @@ def possible() -> bool:
         return False
 
 
+def insist() -> None:
+    if not possible():
+        sys.exit(
+            "bench: needs a network namespace, and may not make one: run it as root, or let users"
+            " make them (on Ubuntu: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0)"
+        )
+
+
 def _unshare() -> list[str]:
     command = ["unshare", "--net", "--mount"]
     return command if os.geteuid() == 0 else [*command, "--user", "--map-root-user"]
@@ -55,6 +63,7 @@ def _unshare() -> list[str]:
 def enter() -> list[str]:
     """Come back inside the namespace, by starting over in it; returns what could not be had."""
     if outside():
+        insist()
         if os.geteuid() == 0:
             _allow(CONGESTION_CONTROLS[0])
         command = [*_unshare(), sys.executable, *sys.argv, MARK]

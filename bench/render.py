@@ -33,9 +33,9 @@ HEAD = """# Benchmarks
 
 ![fastsocks and its peers](benchmarks.svg)
 
-`make bench-peers` measures this page on your machine (about an hour; `bench/suite.py --quick` a
-coarse one in five minutes). What each workload is, what each system is told, and how to read it is
-in [bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in
+`make bench-peers` measures this page on your machine (an hour and a half; `bench/suite.py --quick`
+a coarse one in five minutes). What each workload is, what each system is told, and how to read it
+is in [bench/README.md](../bench/README.md). Every figure is a median; lowest and highest are in
 brackets where there were several rounds. Ratios are in *italics*. Client, server and origin share
 the CPUs, so compare within a table. `direct` is no proxy at all. PASS and MISS say whether a bar
 that fastsocks has set itself is met, however near.
@@ -52,7 +52,7 @@ def write_all(results: Path, docs: Path = DOCS) -> None:
     }
     docs.mkdir(exist_ok=True)
     (docs / "benchmarks.md").write_text(page(parts))
-    if "loopback" in parts:
+    if "workloads" in parts.get("loopback", {}):
         (docs / "benchmarks.svg").write_text(chart(parts["loopback"], OVERVIEW))
         (docs / "benchmarks-detail.svg").write_text(chart(parts["loopback"], DETAIL))
 
@@ -63,7 +63,11 @@ def write_all(results: Path, docs: Path = DOCS) -> None:
 def page(parts: dict[str, Record]) -> str:
     text = [HEAD]
     for name, record in parts.items():
-        text += [f"## {PARTS[name]}\n", _circumstances(record)]
+        text += [f"## {PARTS[name]}\n"]
+        if record.get("unmeasured"):
+            text += ["This could not be measured.\n"]
+            continue
+        text += [_circumstances(record)]
         if name == "loopback":
             text += ["\n![the same for more workloads](benchmarks-detail.svg)\n"]
         for workload_name, found in record["workloads"].items():
@@ -73,9 +77,9 @@ def page(parts: dict[str, Record]) -> str:
 
 
 def _circumstances(record: Record) -> str:
-    who = "root"
-    if record["unprivileged"]:
-        who = "nobody"
+    who = "nobody" if record["unprivileged"] else "root"
+    if record.get("ordinary_user"):
+        who = "an ordinary user"
     lines = [
         f"Linux {record['kernel']}, {record['cpus']} CPUs,"
         f" CPython {record['python']},"

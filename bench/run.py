@@ -149,6 +149,7 @@ def run(options: argparse.Namespace, systems: list[System], place: Place, notes:
         "over": place.name,
         "congestion_control": namespace.congestion_control(),
         "unprivileged": options.unprivileged,
+        "ordinary_user": namespace.mapped_user(),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "notes": notes,

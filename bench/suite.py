@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import namespace
 import render
 from run import in_turn
 from system import HERE
@@ -96,16 +97,29 @@ def main() -> int:
         if name not in known:
             parser.error(f"--only {name}: must be of {', '.join(known)}")
     results, page = (QUICK_PAGE, QUICK_PAGE) if options.quick else (RESULTS, render.DOCS)
+    parts = SHORT if options.quick else FULL
+    names = [part.name for part in parts]
+    if options.part not in (None, *names):
+        parser.error(f"--part {options.part}: must be one of {', '.join(names)}")
+    namespace.insist()
     results.mkdir(parents=True, exist_ok=True)
-    for part in SHORT if options.quick else FULL:
+    failed = []
+    for part in parts:
         if options.part in (None, part.name):
-            measure(part, options, results)
+            try:
+                measure(part, options, results)
+            except subprocess.CalledProcessError:  # which has said why
+                failed.append(part.name)
     render.write_all(results, page)
     print(f"the page is {page / 'benchmarks.md'}")
-    return 0
+    if failed:
+        print(f"bench: could not be measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def measure(part: Part, options: argparse.Namespace, results: Path) -> None:
+    """Raises CalledProcessError where that cannot be; the page says so then, unless it keeps
+    what there was."""
     file = results / f"{part.name}.json"
     wanted = set(part.workloads).intersection(options.only or part.workloads)
     if not wanted:
@@ -116,7 +130,12 @@ def measure(part: Part, options: argparse.Namespace, results: Path) -> None:
     for group in in_turn(chosen):
         names = [workload.name for workload in group]
         rounds = options.rounds or (1 if options.quick else max(map(_rounds, group)))
-        found = _run(part, names, rounds, options)
+        try:
+            found = _run(part, names, rounds, options)
+        except subprocess.CalledProcessError:
+            if not keeps:
+                file.write_text(json.dumps({"unmeasured": True}) + "\n")
+            raise
         workloads = whole.get("workloads", {}) | found["workloads"]
         whole = found | {"workloads": workloads, "rounds": "1" if options.quick else EVERY_ROUNDS}
         if options.rounds:
