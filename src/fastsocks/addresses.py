@@ -6,7 +6,8 @@ is judged is a numeric address, never a name; addresses that carry an IPv4 addre
 inside are judged by both, as a translator or tunnel on the way would deliver them.
 
     a client on loopback    reaches every unicast address: it could without us
-    any other client        reaches none in the table, unless the operator allows it
+    any other client        reaches none in the table, and none of this machine's own,
+                            unless the operator allows it
     nobody                  reaches a group, 0.0.0.0, :: or our own listeners by TCP
 
 It must not know SOCKS, names, or how a connection is made.
@@ -18,13 +19,14 @@ import enum
 import functools
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from fastsocks.errors import Reply, RuleDenied
 from fastsocks.literals import family_of
-from fastsocks.routes import leads_here
+from fastsocks.routes import ANY_PORT, Here, leads_here
 
 BOTH_FAMILIES = frozenset({"ipv4", "ipv6"})
 
@@ -124,8 +126,12 @@ ISATAP = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
 MAPPED = bytes(10) + b"\xff\xff"
 LOOPBACK = bytes(15) + b"\x01"
 
+# In no table, as each machine has others: those of its own that are in no range. What it
+# serves there may be kept from a client's network, by rules that know of no client within.
+OWN = "own"
+
 EVERY_RANGE = "all"
-NAMES = sorted({row.name for row in TABLE if row.use in (Use.SPECIAL, Use.GROUP)})
+NAMES = sorted({OWN, *(row.name for row in TABLE if row.use in (Use.SPECIAL, Use.GROUP))})
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -133,16 +139,17 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 class Reading(NamedTuple):
     """What an address is: ``family`` as it is written, ``spellings`` its octets and those
     of the IPv4 addresses inside, ``ranges`` the rows that they are in, each with the
-    octets in question."""
+    octets in question, and ``ordinary`` those in no row."""
 
     family: str
     spellings: tuple[bytes, ...]
     ranges: tuple[tuple[Range, bytes], ...]
+    ordinary: tuple[bytes, ...]
 
 
 class Judge:
-    """``allowed`` are the special-purpose ranges that clients elsewhere than on
-    loopback may reach: CIDRs, names of ranges, or "all". ``listeners`` are the
+    """``allowed`` is what clients elsewhere than on loopback may reach of the special-purpose
+    ranges and of this machine: CIDRs, names of ranges, "own", or "all". ``listeners`` are the
     addresses and ports that we serve ourselves, ``families`` those (``ipv4``, ``ipv6``)
     that anybody reaches. Raises ValueError for an entry that is neither CIDR nor name,
     saying what would be right."""
@@ -158,6 +165,7 @@ class Judge:
         self._networks: list[tuple[int, int, int]] = []  # (octets, mask, base)
         for entry in allowed:
             self._allow(entry)
+        self._here = Here()
         self._ports = frozenset(port for _, port in listeners)
         self._own: set[tuple[bytes, int]] = set()
         self._everywhere: set[tuple[int, int]] = set()  # (octets of the family, port)
@@ -184,14 +192,14 @@ class Judge:
             )
         if port in self._ports and not datagram:
             self._refuse_loop(reading, host, port)
-        if not reading.ranges:
-            return
         local = is_loopback(client_host)
+        if not local:
+            self._refuse_own(reading, host)
         for row, packed in reading.ranges:
             may_be_allowed = row.use is Use.SPECIAL or (row.use is Use.GROUP and datagram)
             if row.use is Use.SPECIAL and local:
                 continue
-            if may_be_allowed and self._allows(row, packed):
+            if may_be_allowed and self._allows(row.name, packed):
                 continue
             remedy = f"; needs --allow {row.name}" if may_be_allowed else ""
             raise RuleDenied(f"{host} is in {row.name} ({row.network}, {row.source}){remedy}")
@@ -236,8 +244,8 @@ class Judge:
             network = ipaddress.IPv4Network((mapped, network.prefixlen - 96))
         self._networks.append(_numbers(network))
 
-    def _allows(self, row: Range, packed: bytes) -> bool:
-        if row.name in self._names:
+    def _allows(self, name: str, packed: bytes) -> bool:
+        if name in self._names:
             return True
         number = int.from_bytes(packed)
         return any(
@@ -247,16 +255,37 @@ class Judge:
     def _refuse_loop(self, reading: Reading, host: str, port: int) -> None:
         """A proxy that connects to itself does so until it is full."""
         for packed in reading.spellings:
-            if (packed, port) in self._own or (
-                (len(packed), port) in self._everywhere and _is_ours(packed, port)
-            ):
+            try:
+                ours = (packed, port) in self._own or (
+                    (len(packed), port) in self._everywhere and _is_ours(packed, port)
+                )
+            except OSError as error:
+                raise _untold(host, error) from None
+            if ours:
                 raise RuleDenied(f"{host} port {port} is this proxy itself")
+
+    def _refuse_own(self, reading: Reading, host: str) -> None:
+        for packed in reading.ordinary:
+            try:
+                ours = not self._allows(OWN, packed) and self._here.is_led_to(packed)
+            except OSError as error:
+                raise _untold(host, error) from None
+            if ours:
+                raise RuleDenied(f"{host} is an address of this machine; needs --allow {OWN}")
+
+
+def _untold(host: str, error: OSError) -> RuleDenied:
+    reason = os.strerror(error.errno or 0)
+    return RuleDenied(
+        f"{host}: whether it is an address of this machine cannot be told: {reason}",
+        Reply.GENERAL_FAILURE,
+    )
 
 
 def is_own(host: str) -> bool:
     """Whether an IP literal is an address of this machine."""
     packed = packed_address(host)
-    return packed is not None and _is_ours(packed, 1)
+    return packed is not None and _is_ours(packed, ANY_PORT)
 
 
 # Bounded, this one and the next; a stranger who fills them costs others a microsecond.
@@ -279,16 +308,19 @@ def read(host: str) -> Reading:
     if packed[8:12] in ISATAP:
         inside += ((12, 0),)
     if not inside:
-        return Reading(family_of(host), (packed,), ((row, packed),) if row is not None else ())
+        if row is None:
+            return Reading(family_of(host), (packed,), (), (packed,))
+        return Reading(family_of(host), (packed,), ((row, packed),), ())
     spellings = (
         packed,
         *(bytes(octet ^ flip for octet in packed[at : at + 4]) for at, flip in inside),
     )
-    rows = ((_find(octets), octets) for octets in spellings)
+    rows = [(_find(octets), octets) for octets in spellings]
     return Reading(
         family_of(host),
         spellings,
         tuple((row, octets) for row, octets in rows if row and row.use is not Use.ALIAS),
+        tuple(octets for row, octets in rows if row is None),
     )
 
 

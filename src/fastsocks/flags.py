@@ -92,7 +92,8 @@ def build_parser() -> Parser:
         metavar="RANGE",
         action="append",
         help="let clients that are not on loopback reach this network (10.1.0.0/16) or kind of"
-        " address (private, loopback, ... or all), which they may not; may be given again",
+        " address (private, loopback, ...; own: of this machine; or all), which they may not;"
+        " may be given again",
     )
     add("--allow-bind", action="store_true", help="offer BIND, in which the proxy listens")
     add(

@@ -39,7 +39,7 @@ CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 BLANKS = " \t\f"
 REACHES_LESS = (
     "jsocks let clients reach every address; here those in private and other special ranges"
-    " are for clients on loopback only, unless --allow all is given"
+    " and of this machine are for clients on loopback only, unless --allow all is given"
 )
 BYTE_ORDER_MARK = "\xef\xbb\xbf"  # of UTF-8, read as Latin-1
 

@@ -5,9 +5,10 @@ It must not know what an address means, nor who may reach it: addresses.py judge
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
+import time
+from collections.abc import Callable
 
 from fastsocks.errors import LACKS
 from fastsocks.literals import literal_of
@@ -22,6 +23,13 @@ DESTINATION_KIND = 1
 KIND_AT = HEADER.size + 7
 LOCAL, ANYCAST = 2, 4
 
+# What each session asks is asked of the kernel once a second; so many answers are kept, as
+# clients choose the addresses.
+FRESH = 1.0
+ANSWERS_MAX = 4096
+
+ANY_PORT = 1  # where it is the way that counts
+
 
 def leads_here(packed: bytes, port: int) -> bool:
     """Whether a packet to this address, in octets, would come to this machine itself.
@@ -30,11 +38,37 @@ def leads_here(packed: bytes, port: int) -> bool:
     local as a whole (RFC 4291 subnet-router anycast, Linux' AnyIP). Where that cannot be
     asked, as elsewhere than on Linux, and for addresses of a link, it is whether we would
     send from that very address, which is not so for each of several in one subnet.
+
+    Raises OSError where there is no descriptor or memory to ask with.
     """
     told = has_local_route(packed)
     if told is None or (not told and is_link_local(packed)):
         return is_source(packed, port)
     return told
+
+
+class Here:
+    """Remembers what ``leads_here`` says, for ``FRESH`` seconds of ``clock``: that an address
+    comes or goes is rare, and that long nobody notices."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until = 0.0
+        self._answers: dict[bytes, bool] = {}
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def is_led_to(self, packed: bytes) -> bool:
+        """By packets to this address, in octets. Raises OSError as ``leads_here`` does."""
+        now = self._clock()
+        if now >= self._until or len(self._answers) >= ANSWERS_MAX:
+            self._answers.clear()
+            self._until = now + FRESH
+        answer = self._answers.get(packed)
+        if answer is None:
+            answer = self._answers[packed] = leads_here(packed, ANY_PORT)
+        return answer
 
 
 def is_link_local(packed: bytes) -> bool:
@@ -43,12 +77,13 @@ def is_link_local(packed: bytes) -> bool:
 
 
 def has_local_route(packed: bytes) -> bool | None:
-    """By the routing table; None where that cannot be asked."""
+    """By the routing table; None where there is none that can be asked."""
     try:
         return route_kind(packed) in (LOCAL, ANYCAST)
     except OSError as error:
-        # For want of a descriptor: yes, which refuses; the other answer could be a loop.
-        return True if error.errno in LACKS else None
+        if error.errno in LACKS:  # a guess instead could be a loop
+            raise
+        return None
     except AttributeError:
         return None  # no such thing here
 
@@ -61,10 +96,16 @@ def is_source(packed: bytes, port: int) -> bool:
     if is_link_local(packed):
         places = [(host, port, 0, index) for index, _ in socket.if_nameindex()]
     for place in places:
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(place)
-            if socket.inet_pton(family, probe.getsockname()[0].partition("%")[0]) == packed:
-                return True
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(place)
+                source = probe.getsockname()[0].partition("%")[0]
+        except OSError as error:
+            if error.errno in LACKS:
+                raise
+            continue  # there is no way to it
+        if socket.inet_pton(family, source) == packed:
+            return True
     return False
 
 
@@ -81,7 +122,7 @@ def route_kind(packed: bytes) -> int:
     return answer[KIND_AT] if HEADER.unpack_from(answer)[1] == NEW_ROUTE else 0
 
 
-def source_towards(host: str, port: int = 1) -> str:
+def source_towards(host: str, port: int = ANY_PORT) -> str:
     """Of our addresses the one that a packet to an IP literal would carry. Raises OSError
     where there is no way to it."""
     family, _, _, _, address = socket.getaddrinfo(

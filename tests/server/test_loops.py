@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import itertools
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from fastsocks import addresses, routes
+from fastsocks.addresses import Judge
+from fastsocks.errors import Reply, RuleDenied
 from support.denials import LOCAL, STRANGER, denied
 from support.namespaces import PATIENCE, own_network
 from support.programs import need
@@ -134,6 +137,94 @@ def test_addresses_that_the_machine_would_not_send_from_are_its_own_too():
             text=True,
         ).stdout.splitlines()
     assert told == [f"{host} {host in own}" for host in (*own, *others)]
+
+
+CARELESS = """
+import sys
+from fastsocks.addresses import Judge
+from fastsocks.errors import RuleDenied
+allowed, client, *hosts = sys.argv[1:]
+for host in hosts:
+    for datagram in (False, True):
+        try:
+            Judge(allowed.split(), ()).judge(client, host, 80, datagram)
+        except RuleDenied as error:
+            print(host, "no", error.reason)
+        else:
+            print(host, "yes")
+"""
+PUBLIC, PUBLIC_PREFIX, NEIGHBOUR = "198.41.0.4", "2001:4860:1::/64", "198.41.0.9"
+PUBLIC_SPELLINGS = (PUBLIC, f"::ffff:{PUBLIC}", f"64:ff9b::{PUBLIC}", "2001:4860:1::77")
+
+
+@pytest.fixture
+def told():
+    """``told(allowed, client, hosts)``: whether that client reaches these, on a machine with
+    public addresses; twice each, by TCP and UDP."""
+    ip = need("ip")
+    with own_network() as enter:
+        for command in (
+            f"address add {PUBLIC}/24 dev lo",
+            f"-6 route add local {PUBLIC_PREFIX} dev lo",
+        ):
+            subprocess.run([*enter, ip, *command.split()], check=True, timeout=PATIENCE)
+
+        def ask(allowed, client, *hosts):
+            source = str(Path(addresses.__file__).parents[1])
+            python = [*enter, "env", f"PYTHONPATH={source}", sys.executable, "-c"]
+            asked = [*python, CARELESS, allowed, client, *hosts]
+            return subprocess.run(
+                asked, check=True, timeout=PATIENCE, capture_output=True, text=True
+            ).stdout.splitlines()
+
+        yield ask
+
+
+@pytest.mark.linux  # for its network
+def test_a_client_from_elsewhere_does_not_reach_what_a_firewall_may_keep_from_it(told):
+    """By the public addresses of the machine, where rules for the network outside see nothing."""
+    for line, host in zip(
+        told("", NEIGHBOUR, *PUBLIC_SPELLINGS),
+        [host for host in PUBLIC_SPELLINGS for _ in range(2)],
+        strict=True,
+    ):
+        assert line == f"{host} no {host} is an address of this machine; needs --allow own"
+    for client, allowed in (
+        ("127.0.0.1", ""),
+        (NEIGHBOUR, "own"),
+        (NEIGHBOUR, "all"),
+        (NEIGHBOUR, f"{PUBLIC}/32 {PUBLIC_PREFIX}"),
+    ):
+        lines = told(allowed, client, *PUBLIC_SPELLINGS)
+        assert {line.split()[1] for line in lines} == {"yes"}, (client, allowed)
+    assert {line.split()[1] for line in told("", NEIGHBOUR, "198.41.1.4", "8.8.8.8")} == {"yes"}
+    assert told("own", NEIGHBOUR, LOCAL)[0].startswith(f"{LOCAL} no "), "loopback is a range"
+
+
+def test_an_address_that_becomes_the_machine_s_is_its_own_within_a_second(monkeypatch):
+    now, kinds, asked = [0.0], {}, []
+    monkeypatch.setattr(routes, "leads_here", lambda packed, _: asked.append(1) or packed in kinds)
+    here = routes.Here(lambda: now[0])
+    assert not here.is_led_to(b"four")
+    kinds[b"four"] = True
+    assert not here.is_led_to(b"four")
+    assert len(asked) == 1, "not for each session"
+    now[0] += routes.FRESH
+    assert here.is_led_to(b"four")
+    for number in range(2 * routes.ANSWERS_MAX):
+        here.is_led_to(number.to_bytes(16))
+        assert len(here) <= routes.ANSWERS_MAX
+
+
+@pytest.mark.parametrize("client", [LOCAL, STRANGER])
+def test_where_there_is_no_descriptor_to_ask_with_nothing_is_guessed(monkeypatch, client):
+    def exhausted(*_):
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(routes.socket, "socket", exhausted)
+    with pytest.raises(RuleDenied, match="cannot be told: Too many open files") as raised:
+        Judge([], [("0.0.0.0", 1080)]).judge(client, "8.8.8.8", 1080)
+    assert raised.value.reply is Reply.GENERAL_FAILURE
 
 
 # -- through the server ----------------------------------------------------------
