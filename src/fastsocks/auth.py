@@ -29,10 +29,11 @@ from fastsocks.backoff import LONGEST_WAIT, BackOff
 from fastsocks.clients import network_of
 from fastsocks.crew import Crew, Full
 from fastsocks.engine import Address
-from fastsocks.errors import ConfigError, TooManyLogins
+from fastsocks.errors import ConfigError, NotChecked
 from fastsocks.passwords import check, cost
 from fastsocks.places import Places
 from fastsocks.proto.wire import NO_AUTH, USER_PASSWORD
+from fastsocks.quiet import QuietLog
 
 # Checks at once and in all, those that wait for a thread included. Each may take 64 MiB and
 # half a second; waiting longer than a handshake may take is waiting for nothing.
@@ -100,7 +101,8 @@ class Users:
         self._proven: dict[bytes, tuple[bytes, float]] = {}
         self._key = os.urandom(32)
         # keyed hash of a claim -> the answer that those who claim it wait for
-        self._checks: dict[bytes, asyncio.Future[bool]] = {}
+        self._checks: dict[bytes, asyncio.Future[bool | None]] = {}
+        self._quiet = QuietLog(log)
         self._places = Places(CHECKS_PER_ADDRESS, WAITING_PER_ADDRESS)
         self._crew: Crew | None = None
         if path is not None:
@@ -117,25 +119,28 @@ class Users:
     async def verify(self, client: Address, user: bytes, password: bytes) -> bool:
         """Waits if the address has failed too often lately, then checks.
 
-        Raises TooManyLogins, and lets it count for nothing, when too many logins are
-        being checked or waiting.
+        Raises NotChecked, and lets it count for nothing, when too many logins are
+        being checked or waiting, and when the check fails for want of memory and the like.
         """
         host = client[0]
         network = network_of(host)
         if self._places.is_full(network):
-            raise TooManyLogins("too many logins are waiting")
+            raise NotChecked("too many logins are waiting")
         async with self._places.one(network):
             wait = self._back_off.wait(host)
             if wait is None:
                 await self._sleep(LONGEST_WAIT)
                 if self._back_off.has(host):  # or a login of the right user has ended it
-                    raise TooManyLogins("too many failed logins from this address")
+                    raise NotChecked("too many failed logins from this address")
             if wait:
                 await self._sleep(wait)
             if self._knows(user, password):
                 granted = True
             elif stored := self._hashes.get(user, self._decoy):
-                granted = await asyncio.shield(self._check(host, user, stored, password))
+                answer = await asyncio.shield(self._check(host, user, stored, password))
+                if answer is None:
+                    raise NotChecked("the password could not be checked")
+                granted = answer
             else:
                 granted = False
                 self._back_off.failed(host, user)
@@ -224,9 +229,12 @@ class Users:
         claim = b"%d:%b%b:%b" % (len(user), user, stored.encode(), password)
         return hashlib.blake2b(claim, key=self._key, digest_size=16).digest()
 
-    def _check(self, host: str, user: bytes, stored: str, password: bytes) -> asyncio.Future[bool]:
-        """A slow hash, off the loop. Those who claim the same meanwhile, as the parallel
-        connections of a browser do, share the answer; a failure counts once."""
+    def _check(
+        self, host: str, user: bytes, stored: str, password: bytes
+    ) -> asyncio.Future[bool | None]:
+        """A slow hash, off the loop; None where that did not work. Those who claim the same
+        meanwhile, as the parallel connections of a browser do, share the answer; a failed
+        login counts once."""
         token = self._token(user, stored, password)
         answer = self._checks.get(token)
         if answer is None:
@@ -238,13 +246,13 @@ class Users:
             try:
                 self._crew.put(network_of(host), Check(loop, stored, password, tell).run)
             except Full as error:
-                raise TooManyLogins(f"the password cannot be checked: {error}") from None
+                raise NotChecked(f"the password cannot be checked: {error}") from None
             self._checks[token] = answer
         return answer
 
     def _on_checked(
         self,
-        answer: asyncio.Future[bool],
+        answer: asyncio.Future[bool | None],
         token: bytes,
         host: str,
         user: bytes,
@@ -256,7 +264,9 @@ class Users:
         del self._checks[token]
         if failure:
             # No memory, most likely. The text of a stranger's exception is not told.
-            log.error("a password could not be checked: %s", failure)
+            self._quiet.warning("check", "a password could not be checked: %s", failure)
+            answer.set_result(None)
+            return
         # The decoy's password is nobody's, and a file that has changed meanwhile may have
         # another one for the user or none.
         right = right and self._hashes.get(user) == stored

@@ -60,8 +60,9 @@ class AuthError(SocksError):
     """The client did not prove who it is; it is told so by its method's own refusal."""
 
 
-class TooManyLogins(AuthError):
-    """What the client claims was not looked at: others come first, or it failed too often."""
+class NotChecked(AuthError):
+    """Nothing is known of what the client claims: others come first, it failed too often, or
+    the check itself did not work."""
 
 
 class IdentError(SocksError):
