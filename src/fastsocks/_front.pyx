@@ -27,9 +27,9 @@ from fastsocks._linux cimport (
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ETIMEDOUT, F_GETFL, F_SETFL, IPPROTO_IP,
     IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, O_NONBLOCK,
     SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, SO_KEEPALIVE,
-    TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY, accept4, bind, close, connect,
-    epoll_create1, epoll_event, epoll_wait, errno, fcntl, getpeername, getpid, getsockname,
-    getsockopt, recv, send, setsockopt, shutdown, sockaddr, socket, socklen_t
+    SO_LINGER, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY, accept4, bind, close,
+    connect, epoll_create1, epoll_event, epoll_wait, errno, fcntl, getpeername, getpid,
+    getsockname, getsockopt, linger, recv, send, setsockopt, shutdown, sockaddr, socket, socklen_t
 )
 from fastsocks._pairs cimport Pairs
 from fastsocks._relay cimport (
@@ -155,7 +155,10 @@ cdef class Conn:
 
     def was_reset(self):
         if self.fd >= 0:
-            self.register()
+            try:
+                self.register()
+            except OSError:  # epoll has no room: its deadline will end it
+                pass
         return self.fd < 0 or self.reset
 
     def deadline(self, double seconds):
@@ -806,13 +809,17 @@ cdef class Engine:
         cdef Conn conn
         cdef int fd
         cdef int on = 1
+        cdef linger at_once
         cdef socklen_t length = sizeof(Address)
+        at_once.l_onoff = at_once.l_linger = 0
         if self.turn.closed:
             raise OSError(EBADF, "this engine is closed")
         fd = sock.detach()
         conn = self.enter(fd)
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))  # not for Unix sockets
+        # As its owner has set it, close() could wait, or throw away what is not sent yet.
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once))
         getpeername(fd, &conn.address.any, &length)
         return conn
 
@@ -957,6 +964,7 @@ cdef class Engine:
         for conn in [conn for conn in self.table if conn is not None]:
             conn.drop()
         self.loop.remove_reader(self.epfd)
+        timer_clear(&self.pairs.nudge_timer)
         self.end()
         self.drain_ended()
 

@@ -33,6 +33,7 @@ cdef extern from "<errno.h>" nogil:
         ENOBUFS
         ENOMEM
         EPERM
+        EPIPE
         ETIMEDOUT
 
 cdef extern from "<poll.h>" nogil:

@@ -155,7 +155,6 @@ cdef class Pairs:
             relay_close(relay)
         self.relay_count = 0
         if self.ended_fd >= 0:
-            timer_clear(&self.nudge_timer)
             close(self.ended_fd)
         self.ended_fd = -1
 
@@ -227,10 +226,11 @@ cdef class Pairs:
             try:
                 self.order(pair.relay, RUN, pair.index, pair.generation)
             except MemoryError:
-                # Takes none, and makes the event anew.
+                # Takes none, and makes the event anew. The thread may have begun: what it has
+                # asked for, or may have, is asked for here.
                 for which in range(2):
-                    watch(pair.relay.epfd, EPOLL_CTL_MOD, pair.end[which].fd, WATCH_IN,
-                          pair_data(pair, which))
+                    watch(pair.relay.epfd, EPOLL_CTL_MOD, pair.end[which].fd,
+                          WATCH_IN | EPOLLOUT, pair_data(pair, which))
         if failed < 0:
             self.order(pair.relay, KILL, pair.index, pair.generation)
         return 0

@@ -26,15 +26,15 @@ from libc.string cimport memcpy, memset
 
 from fastsocks._linux cimport (
     CLOCK_MONOTONIC, EAGAIN, ECONNRESET, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EINVAL, EIO, ENOMEM,
-    EPERM, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CLOEXEC,
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, ETIMEDOUT, F_GETPIPE_SZ, F_SETPIPE_SZ, IPPROTO_TCP,
-    MSG_DONTWAIT, MSG_NOSIGNAL, O_CLOEXEC, O_NONBLOCK, POLLIN, POLLOUT, SHUT_WR, SIG_SETMASK,
-    SOL_SOCKET, SO_LINGER, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, TCP_QUICKACK, TFD_CLOEXEC,
-    TFD_NONBLOCK, TFD_TIMER_ABSTIME, TIOCOUTQ, clock_gettime, close, count_u64, epoll_create1,
-    epoll_ctl, epoll_event, epoll_wait, errno, eventfd, eventfd_write, fcntl, ioctl, itimerspec,
-    linger, load_u32, pipe2, poll, pollfd, pthread_sigmask, push_list, read, recv, send,
-    setsockopt, shutdown, sigfillset, sigset_t, splice, splice_quietly, store_u32, swap_u32_if,
-    take_list, timerfd_create, timerfd_settime, timespec
+    EPERM, EPIPE, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, ETIMEDOUT, F_GETPIPE_SZ, F_SETPIPE_SZ,
+    IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, O_CLOEXEC, O_NONBLOCK, POLLIN, POLLOUT, SHUT_WR,
+    SIG_SETMASK, SOL_SOCKET, SO_LINGER, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, TCP_QUICKACK,
+    TFD_CLOEXEC, TFD_NONBLOCK, TFD_TIMER_ABSTIME, TIOCOUTQ, clock_gettime, close, count_u64,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, eventfd_write, fcntl, ioctl,
+    itimerspec, linger, load_u32, pipe2, poll, pollfd, pthread_sigmask, push_list, read, recv,
+    send, setsockopt, shutdown, sigfillset, sigset_t, splice, splice_quietly, store_u32,
+    swap_u32_if, take_list, timerfd_create, timerfd_settime, timespec
 )
 
 
@@ -54,6 +54,9 @@ cdef enum:
     # beside it waits for two thirds as long (inline, each turn more costs a wake-up).
     TURN_ROUNDS = 4
     TURN_OCTETS = 1024 * 1024
+    # And where it is the last one: what a socket's queue can hold (tcp_rmem is 6 MB, pipes
+    # may be 64 KB), and a bound for a live end that is broken to us by want of memory.
+    LAST_TURNS = 256
     # A direction that has rested for this long starts as copy again.
     REST_MS = 1000
     # What a session may have on the porch before it moves on. An object that takes no
@@ -285,11 +288,12 @@ cdef enum Step:
 cdef int pair_fault(Pair *pair, int which) noexcept nogil:
     """-errno of the system call that has just failed on one end. A FIN of that end
     is no longer believed: it may only be what a reset has left of one. What it had sent
-    before may be in its queue, though no event has told of it yet."""
+    before may be in its queue, though no event has told of it yet. EPIPE is what Linux calls
+    a reset after a FIN."""
     pair.end[which].broken = 1
     pair.end[which].readable = pair.end[which].fresh = 1
     pair.reason = CLIENT_RESET if which == 0 else REMOTE_RESET
-    return -errno
+    return -(ECONNRESET if errno == EPIPE else errno)
 
 
 cdef int end_blocked(Pair *pair, int which) noexcept nogil:
@@ -567,10 +571,12 @@ cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
     # Even when up failed: what the broken end had sent before is still in its queue.
     cdef int down = dir_move(relay, pair, DOWN)
     if up < 0:
+        if down == MORE:
+            pair_move_last(relay, pair, DOWN)
         pair_end(relay, pair, reason, -up)
     elif down < 0:
         reason = pair.reason
-        dir_move(relay, pair, UP)  # for the same reason
+        pair_move_last(relay, pair, UP)  # for the same reason
         pair_end(relay, pair, reason, -down)
     elif (pair.dir[UP].state == DONE and pair.dir[DOWN].state == DONE
           and not pair.end[0].broken and not pair.end[1].broken):
@@ -583,6 +589,14 @@ cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
         pair_end(relay, pair, CLIENT_RESET, ECONNRESET)
     elif pair.end[1].broken:
         pair_end(relay, pair, REMOTE_RESET, ECONNRESET)
+
+
+cdef void pair_move_last(Relay *relay, Pair *pair, int d) noexcept nogil:
+    """All that an end has sent before it broke, as far as it is taken: there is no other turn."""
+    cdef int _i
+    for _i in range(LAST_TURNS):
+        if dir_move(relay, pair, d) != MORE or not pair.end[d].broken:
+            return
 
 
 cdef void pair_end(Relay *relay, Pair *pair, int reason, int error) noexcept nogil:

@@ -138,7 +138,8 @@ class Conn(Protocol):
         still unread. It may take a turn of the loop to be known."""
 
     def was_reset(self) -> bool:
-        """The same of a reset alone: who has sent FIN may still want an answer."""
+        """The same of a reset alone: who has sent FIN may still want an answer. False as well
+        where the kernel has no room to tell."""
 
     def deadline(self, seconds: float) -> None:
         """From now on, in place of the one before; 0 for none."""
@@ -274,9 +275,9 @@ class Engine(Protocol):
         """Ends a session by reset; nothing happens if it has ended by itself."""
 
     def counters(self) -> dict[str, int]:
-        """Totals since the start: octets ``spliced`` and ``copied``, ``pipes_refused``,
-        ``accepted``, ``accept_pauses``, ``relayed``, ``moved_on`` (to a relay thread);
-        ``udp_associations`` handed over, ``datagrams_up`` and ``_down`` passed on,
+        """Totals since the start, until ``close``: octets ``spliced`` and ``copied``,
+        ``pipes_refused``, ``accepted``, ``accept_pauses``, ``relayed``, ``moved_on`` (to a
+        relay thread); ``udp_associations`` handed over, ``datagrams_up`` and ``_down`` passed on,
         and those dropped: ``udp_dropped_source`` (not the client), ``_malformed``,
         ``_fragment``, ``_denied``, ``_stranger`` (not a target of the client's),
         ``_full`` (no room) and ``_failed`` (refused by the kernel);

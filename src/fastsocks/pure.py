@@ -22,7 +22,7 @@ from typing import Any, cast
 from fastsocks import engine as contract
 from fastsocks import pure_udp
 from fastsocks.errors import ClientGone
-from fastsocks.pure_conn import WRITE, Conn, OnClient, numeric, os_error
+from fastsocks.pure_conn import CLOSE_AT_ONCE, WRITE, Conn, OnClient, numeric, os_error
 from fastsocks.pure_relay import Session
 from fastsocks.quiet import QuietLog
 
@@ -104,6 +104,8 @@ class Engine:
 
     def adopt(self, sock: socket.socket) -> Conn:
         own = socket.socket(fileno=sock.detach())
+        # As its owner has set it, close() could wait, or throw away what is not sent yet.
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_AT_ONCE)
         peer = None
         with contextlib.suppress(OSError):  # reset already, as the first recv will tell
             peer = own.getpeername()

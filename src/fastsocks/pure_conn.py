@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 READ, WRITE = 0, 1
 HANDSHAKE_CHUNK = 1 << 14
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+CLOSE_AT_ONCE = struct.pack("ii", 0, 0)
 SO_NWRITE = 0x1024  # macOS
 KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", 0x10)  # macOS has TCP_KEEPALIVE for it
 # Linux has a sign for a FIN. On macOS poll() looks in the directions that it is asked about, and

@@ -132,7 +132,8 @@ class Association:
     def start(self, control: Conn, flow: Any, handle: int) -> None:
         loop = self._engine.loop
         self._control, self._flow, self._handle = control, flow, handle
-        self._timer = IdleTimer(loop, self._engine.settings.udp_timeout, self._on_idle)
+        limit = self._engine.settings.udp_timeout
+        self._timer = IdleTimer(loop, limit, self._on_idle, lambda: bool(self._held))
         make_ready(self._client)
         loop.add_reader(self._client.fileno(), self._on_client)
         self._engine.spawn(self._watch_control(control))

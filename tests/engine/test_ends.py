@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -45,8 +46,8 @@ async def test_last_words_before_a_reset_arrive(make_way, reset):
         with contextlib.suppress(ConnectionError):  # its end may have come already
             relayed.client.sock.send(b", and more of it")
         assert await relayed.client.read(6) == b"enough"
-        _, _, down, reason, _ = await rig.ended(number)
-        assert (down, reason) == (6, REMOTE_RESET)
+        _, _, down, reason, error = await rig.ended(number)
+        assert (down, reason, error) == (6, REMOTE_RESET, errno.ECONNRESET)
     await rig.at_rest()
 
 

@@ -64,6 +64,20 @@ async def test_a_question_under_way_is_no_silence(make_place):
     assert await target.recv() == b"ping"
 
 
+async def test_nor_is_one_that_takes_longer_than_the_limit(make_place):
+    """As that for a name may, whose server is slow: what it keeps waiting is passed on."""
+    place = make_place(udp_timeout=0.3)
+    client, questions = place.undecided()
+    target = place.target()
+    client.send(b"ping", ("slow.test", target.port))
+    await place.rig.until(lambda: bool(questions), "it asks", 20.0)
+    await asyncio.sleep(1)  # nothing else tells that a limit has passed
+    association, atyp, raw, port = questions[0]
+    association.answer(atyp, raw, port, target.address, 0)
+    assert await target.recv() == b"ping"
+    assert (await place.rig.ended())[3] == contract.IDLE
+
+
 async def test_reset_of_the_control_connection_ends_it(make_place, reset):
     place = make_place()
     client, target = place.client(), place.target()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 from pathlib import Path
@@ -17,12 +18,18 @@ pytestmark = pytest.mark.linux
 
 
 @pytest.fixture
-def proxy(start, tmp_path):
+def start_proxy(start, tmp_path):
     library = tmp_path / "no_watches.so"
     command = ["gcc", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"]
     subprocess.run(command, check=True, timeout=60)
     # The log tells of each, rather than of one in a second.
-    return start("--engine", "native", "--log-level", "debug", LD_PRELOAD=str(library))
+    told = ("--engine", "native", "--log-level", "debug")
+    return functools.partial(start, *told, LD_PRELOAD=str(library))
+
+
+@pytest.fixture
+def proxy(start_proxy):
+    return start_proxy()
 
 
 def test_who_is_refused_is_told_so(proxy, refused_port):
@@ -34,6 +41,24 @@ def test_who_is_refused_is_told_so(proxy, refused_port):
     with client:
         assert exactly(client, 12)[:4] == b"\x05\x00\x05\x05"
         assert client.recv(1) == b""
+    assert proxy.stop() == 0
+    assert "Traceback" not in proxy.log()
+
+
+def test_who_has_to_wait_to_be_let_in(start_proxy, refused_port):
+    """After failed logins for half a second, in which it cannot be told whether it is there."""
+    proxy = start_proxy("-u", "me", "-P", "secret")
+    request = b"\x05\x01\x00\x01\x7f\x00\x00\x01" + refused_port.to_bytes(2, "big")
+    for password, answer in (
+        *[(b"wrong!", b"\x05\x02\x01\x01")] * 3,
+        (b"secret", b"\x05\x02\x01\x00\x05\x05"),
+    ):
+        proxy.process.send_signal(signal.SIGSTOP)
+        client = proxy.connect()
+        client.sendall(b"\x05\x01\x02\x01\x02me\x06" + password + request)
+        proxy.process.send_signal(signal.SIGCONT)
+        with client:
+            assert exactly(client, len(answer)) == answer
     assert proxy.stop() == 0
     assert "Traceback" not in proxy.log()
 

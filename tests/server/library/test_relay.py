@@ -7,6 +7,7 @@ import asyncio
 import os
 import select
 import socket
+import struct
 import time
 
 import pytest
@@ -36,6 +37,21 @@ async def test_both_ways_and_the_outcome(start, client_kind, remote_kind):
     outcome = await result(relaying)
     assert outcome == fastsocks.Outcome(len(up), len(down), engine.FINISHED, 0)
     assert (outcome.up, outcome.down, outcome.reason) == (200_000, 300_000, "finished")
+
+
+async def test_the_last_octets_arrive_though_the_caller_would_have_reset_the_connection(pair):
+    client, client_side = pair("tcp")
+    remote, remote_side = pair("tcp")
+    for sock in (client_side, remote_side):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    relaying = asyncio.ensure_future(fastsocks.relay(client_side, remote_side))
+    answer = os.urandom(150_000)  # of which the engine's end keeps some, until they are read
+    client.shutdown(socket.SHUT_WR)
+    await send(remote, answer)
+    remote.close()
+    assert await result(relaying) == (0, len(answer), engine.FINISHED, 0)
+    assert await receive(client, len(answer)) == answer
+    assert await receive(client, 1) == b""
 
 
 @pytest.mark.parametrize("kind", PAIRS)
