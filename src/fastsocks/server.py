@@ -90,8 +90,11 @@ class Server:
             self.engine = engines.choose(config.engine, loop, settings, self._on_closed)
             names = [sock.getsockname() for sock in listeners]
             self.addresses = [(literal_of(name), name[1]) for name in names]
-            self._sessions = self._make_sessions(config, self.engine)
             self._loop = loop
+            self._resolver = Resolver(config.prefer)
+            self._ident = Ident(self.engine, config.ident_rules, config.ident_timeout)
+            stages = self._stages(config, self.engine)
+            self._sessions = Sessions(self.engine, stages, self._quiet, config.strict_methods)
             for sock in listeners:
                 self.engine.listen(sock, self._sessions.begin)
         except BaseException:
@@ -161,12 +164,10 @@ class Server:
                         closing.callback(one.close)
             await asyncio.sleep(0)  # in which what belonged to them ends
 
-    def _make_sessions(self, config: Config, engine: Engine) -> Sessions:
+    def _stages(self, config: Config, engine: Engine) -> Stages:
         judge = Judge(config.allow, self.addresses, config.families)
-        sources = config.sources
-        self._resolver = resolver = Resolver(config.prefer)
-        self._ident = Ident(engine, config.ident_rules, config.ident_timeout)
-        stages = Stages(
+        sources, resolver = config.sources, self._resolver
+        return Stages(
             users=self._users,
             ident=self._ident,
             dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources),
@@ -194,7 +195,6 @@ class Server:
             if config.udp
             else None,
         )
-        return Sessions(engine, stages, self._quiet, config.strict_methods)
 
     def _on_closed(self, ended: Sequence[End]) -> None:
         for end in ended:

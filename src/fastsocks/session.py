@@ -121,6 +121,8 @@ class Sessions:
         machine: Machine | None = None
         try:
             first = client.recv_now() or await client.recv()
+            if not first:
+                raise ClientGone("left without a word")
             version = MACHINES.get(first[0])
             if version is None:
                 self._turn_away(client, first)
