@@ -4,8 +4,10 @@
 #
 # For UDP ASSOCIATE also -p 127.0.0.1:40000-40099:40000-40099/udp, and behind -u me the flags
 # --udp-ports 40000-40099 --udp-address 127.0.0.1 (where clients find those ports). To the proxy
-# no client comes from loopback here: what is private is reached with --allow only. A users file
-# that is mounted has to be readable for user 65534.
+# no client comes from loopback here: what is private is reached with --allow only.
+#
+# A users file has to be readable for user 65534. Mount its directory: of a file that is mounted
+# by itself, what "fastsocks passwd" writes later is not seen.
 
 FROM python:3.14-slim AS build
 RUN apt-get update \
@@ -14,7 +16,7 @@ RUN apt-get update \
 WORKDIR /source
 COPY . .
 RUN python -m venv /opt/fastsocks \
-    && /opt/fastsocks/bin/pip install --no-cache-dir .
+    && /opt/fastsocks/bin/pip install --no-cache-dir '.[argon2,bcrypt]'
 
 FROM python:3.14-slim
 COPY --from=build /opt/fastsocks /opt/fastsocks
