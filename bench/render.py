@@ -64,7 +64,7 @@ def page(parts: dict[str, Record]) -> str:
     text = [HEAD]
     for name, record in parts.items():
         text += [f"## {PARTS[name]}\n"]
-        if record.get("unmeasured"):
+        if "workloads" not in record:
             text += ["This could not be measured.\n"]
             continue
         text += [_circumstances(record)]

@@ -190,11 +190,18 @@ class Judge:
             raise RuleDenied(
                 f"{host}: its family is not used (--prefer, -b)", Reply.ADDRESS_NOT_SUPPORTED
             )
-        if port in self._ports and not datagram:
-            self._refuse_loop(reading, host, port)
         local = is_loopback(client_host)
-        if not local:
-            self._refuse_own(reading, host)
+        try:
+            if port in self._ports and not datagram:
+                self._refuse_loop(reading, host, port)
+            if not local:
+                self._refuse_own(reading, host)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise RuleDenied(
+                f"{host}: whether it is an address of this machine cannot be told: {reason}",
+                Reply.GENERAL_FAILURE,
+            ) from None
         for row, packed in reading.ranges:
             may_be_allowed = row.use is Use.SPECIAL or (row.use is Use.GROUP and datagram)
             if row.use is Use.SPECIAL and local:
@@ -255,31 +262,15 @@ class Judge:
     def _refuse_loop(self, reading: Reading, host: str, port: int) -> None:
         """A proxy that connects to itself does so until it is full."""
         for packed in reading.spellings:
-            try:
-                ours = (packed, port) in self._own or (
-                    (len(packed), port) in self._everywhere and _is_ours(packed, port)
-                )
-            except OSError as error:
-                raise _untold(host, error) from None
-            if ours:
+            if (packed, port) in self._own or (
+                (len(packed), port) in self._everywhere and _is_ours(packed, port)
+            ):
                 raise RuleDenied(f"{host} port {port} is this proxy itself")
 
     def _refuse_own(self, reading: Reading, host: str) -> None:
         for packed in reading.ordinary:
-            try:
-                ours = not self._allows(OWN, packed) and self._here.is_led_to(packed)
-            except OSError as error:
-                raise _untold(host, error) from None
-            if ours:
+            if not self._allows(OWN, packed) and self._here.is_led_to(packed):
                 raise RuleDenied(f"{host} is an address of this machine; needs --allow {OWN}")
-
-
-def _untold(host: str, error: OSError) -> RuleDenied:
-    reason = os.strerror(error.errno or 0)
-    return RuleDenied(
-        f"{host}: whether it is an address of this machine cannot be told: {reason}",
-        Reply.GENERAL_FAILURE,
-    )
 
 
 def is_own(host: str) -> bool:
@@ -307,10 +298,6 @@ def read(host: str) -> Reading:
     inside = row.inside if row is not None else ()
     if packed[8:12] in ISATAP:
         inside += ((12, 0),)
-    if not inside:
-        if row is None:
-            return Reading(family_of(host), (packed,), (), (packed,))
-        return Reading(family_of(host), (packed,), ((row, packed),), ())
     spellings = (
         packed,
         *(bytes(octet ^ flip for octet in packed[at : at + 4]) for at, flip in inside),
