@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import resource
 import socket
 import sys
@@ -120,11 +121,19 @@ def until_fixture():
     return until
 
 
+# Below what Linux (32,768) and macOS (49,152) begin with to give ports to clients.
+NOT_GIVEN = range(20_000, 32_000)
+
+
 @pytest.fixture
 def refused_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses, and is held so that nobody else begins to listen."""
+    """A port of 127.0.0.1 that refuses, and is held so that nobody else begins to listen; none
+    of those that the kernel gives to clients, as tests listen there on other addresses."""
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
+        for port in random.sample(NOT_GIVEN, len(NOT_GIVEN)):
+            with contextlib.suppress(OSError):
+                held.bind(("127.0.0.1", port))
+                break
         yield held.getsockname()[1]
 
 
