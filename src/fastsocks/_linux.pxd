@@ -228,6 +228,18 @@ cdef extern from "<unistd.h>" nogil:
     int getpid()
     int pipe2(int *ends, int flags)
 
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        MADV_DONTFORK
+        MAP_POPULATE
+        MAP_SHARED
+        PROT_READ
+        PROT_WRITE
+    void *MAP_FAILED
+    int madvise(void *address, size_t length, int advice)
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
+    int munmap(void *address, size_t length)
+
 cdef extern from "<sys/ioctl.h>" nogil:
     enum:
         TIOCOUTQ

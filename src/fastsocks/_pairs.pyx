@@ -95,7 +95,7 @@ cdef class Pairs:
         relay.arena = &self.arena
         relay.ended = &self.ended
         relay.ended_fd = self.ended_fd
-        relay.epfd = relay.wake_fd = relay.wheel.fd = -1
+        relay.epfd = relay.wake_fd = relay.wheel.fd = relay.ring.fd = -1
         if relay == &self.relays[0]:
             relay.inline_ = True
             relay.porch = self.threaded
@@ -104,6 +104,7 @@ cdef class Pairs:
         relay.max_pipes = self.share_of_pipes(relay)
         relay.may_splice = settings.relay != "copy" and (relay.max_pipes or not relay.porch)
         relay.only_splice = settings.relay == "splice"
+        relay.may_batch = settings.io_uring
         relay.idle_ms = milliseconds(settings.idle_timeout)
         relay.half_ms = milliseconds(settings.half_closed_timeout)
         self.relay_count += 1
@@ -341,7 +342,7 @@ cdef class Pairs:
     cdef int count(self, dict totals) except -1:
         cdef Stats *stats
         cdef int i
-        cdef tuple names = ("spliced", "copied", "pipes", "pipes_refused", "slots")
+        cdef tuple names = ("spliced", "copied", "batched", "pipes", "pipes_refused", "slots")
         totals["relayed"] = self.relayed
         totals["moved_on"] = self.moved_on
         for name in names:
@@ -349,8 +350,8 @@ cdef class Pairs:
         for i in range(self.relay_count):
             stats = &self.relays[i].stats
             for name, value in zip(names, (
-                load_u64(&stats.spliced), load_u64(&stats.copied), load_u64(&stats.pipes),
-                load_u64(&stats.refused), self.relays[i].load,
+                load_u64(&stats.spliced), load_u64(&stats.copied), load_u64(&stats.batched),
+                load_u64(&stats.pipes), load_u64(&stats.refused), self.relays[i].load,
             ), strict=True):
                 totals[name] += value
         return 0

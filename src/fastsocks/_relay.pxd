@@ -7,6 +7,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastsocks._linux cimport EPOLLET, EPOLLIN, EPOLLPRI, EPOLLRDHUP, epoll_event, pthread_t
+from fastsocks._ring cimport Ring
 
 
 cdef struct Timer:
@@ -109,6 +110,8 @@ cdef struct Direction:
     uint8_t state       # DirState
     uint8_t splicing
     uint8_t streak      # thin reads in a row while splicing
+    uint8_t short_      # its last read was a short message
+    int fault           # -errno that was met outside its turn, which has to tell it
 
 
 cdef struct Pair:
@@ -155,6 +158,7 @@ cdef struct Arena:
 cdef struct Stats:
     uint64_t copied
     uint64_t spliced
+    uint64_t batched    # of those copied, with one system call for many
     uint64_t pipes
     uint64_t refused    # pipes
 
@@ -189,6 +193,7 @@ cdef struct Relay:
     Pair *run_last
     Pair *leaving       # the porch
     char *scratch
+    Ring ring
     Pipe *pool
     uint32_t pool_made
     uint32_t max_pipes
@@ -196,6 +201,7 @@ cdef struct Relay:
     uint64_t no_pipe_until  # ms; after a refusal the kernel is not asked at once
     uint8_t may_splice
     uint8_t only_splice
+    uint8_t may_batch
     uint64_t idle_ms
     uint64_t half_ms
     uint64_t now_ms

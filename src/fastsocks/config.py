@@ -67,6 +67,7 @@ class Config:
     engine: str = "auto"
     relay: str = "auto"
     relay_threads: int = 1
+    io_uring: bool = True
     pipe_size: int = 1 << 20
     max_pipes: int | None = None
     handshake_timeout: float = 10.0
@@ -250,6 +251,7 @@ class Config:
             max_sessions=self.max_sessions or default_max_sessions(pipes),
             relay=self.relay,
             relay_threads=self.relay_threads,
+            io_uring=self.io_uring,
             pipe_size=self.pipe_size,
             max_pipes=pipes,
             udp_timeout=self.udp_timeout,

@@ -81,6 +81,9 @@ class Settings:
     relay_threads: int = 1
     """for sessions that last or stream; others, and with 0 all, are relayed on the event
     loop's thread"""
+    io_uring: bool = True
+    """relay threads read and send many short messages with one system call each, where the
+    kernel has io_uring"""
     pipe_size: int = 1 << 20
     """octets asked for per pipe; the kernel may grant less"""
     max_pipes: int = 64
@@ -275,14 +278,15 @@ class Engine(Protocol):
         """Ends a session by reset; nothing happens if it has ended by itself."""
 
     def counters(self) -> dict[str, int]:
-        """Totals since the start, until ``close``: octets ``spliced`` and ``copied``,
-        ``pipes_refused``, ``accepted``, ``accept_pauses``, ``relayed``, ``moved_on`` (to a
-        relay thread); ``udp_associations`` handed over, ``datagrams_up`` and ``_down`` passed on,
-        and those dropped: ``udp_dropped_source`` (not the client), ``_malformed``,
-        ``_fragment``, ``_denied``, ``_stranger`` (not a target of the client's),
-        ``_full`` (no room) and ``_failed`` (refused by the kernel);
-        ``udp_gso_sends`` (several datagrams in one). And what there is now: ``pipes``, and
-        ``slots`` taken, which each engine has for what it likes."""
+        """Totals since the start, until ``close``: octets ``spliced`` and ``copied``, and of
+        the latter ``batched`` (with one system call for many sessions); ``pipes_refused``,
+        ``accepted``, ``accept_pauses``, ``relayed``, ``moved_on`` (to a relay thread);
+        ``udp_associations`` handed over, ``datagrams_up`` and ``_down`` passed on, and those
+        dropped: ``udp_dropped_source`` (not the client), ``_malformed``, ``_fragment``,
+        ``_denied``, ``_stranger`` (not a target of the client's), ``_full`` (no room) and
+        ``_failed`` (refused by the kernel); ``udp_gso_sends`` (several datagrams in one).
+        And what there is now: ``pipes``, and ``slots`` taken, which each engine has for
+        what it likes."""
 
     def close(self) -> None:
         """Ends everything by reset and reports it; returns with no descriptor left."""

@@ -110,6 +110,7 @@ KINDS = {
     "engine": TEXT,
     "relay": TEXT,
     "relay_threads": COUNT,
+    "io_uring": FLAG,
     "pipe_size": COUNT,
     "max_pipes": or_none(COUNT),
     "handshake_timeout": SECONDS,

@@ -163,6 +163,12 @@ def build_parser() -> Parser:
         f" on the loop's thread ({DEFAULTS.relay_threads})",
     )
     add(
+        "--no-io-uring",
+        dest="io_uring",
+        action="store_false",
+        help="relay each short message by itself, also where the kernel has io_uring",
+    )
+    add(
         "--pipe-size",
         metavar="SIZE",
         type=size,

@@ -34,6 +34,7 @@ class Keywords(TypedDict, total=False):
     engine: str
     relay: str
     relay_threads: int
+    io_uring: bool
     pipe_size: int
     max_pipes: int | None
     handshake_timeout: float

@@ -204,6 +204,7 @@ class Engine:
             "accept_pauses": self._accept_pauses,
             "relayed": self._relayed,
             "moved_on": 0,
+            "batched": 0,
             "slots": len(self.conns),
             **self.udp,
         }

@@ -55,6 +55,7 @@ def test_settings_are_passed_on():
     config = Config(
         relay="splice",
         relay_threads=3,
+        io_uring=False,
         pipe_size=1 << 18,
         max_pipes=0,
         max_sessions=7,
@@ -64,6 +65,7 @@ def test_settings_are_passed_on():
     )
     settings = config.settings()
     assert (settings.relay, settings.relay_threads) == ("splice", 3)
+    assert not settings.io_uring
     assert (settings.pipe_size, settings.max_pipes) == (1 << 18, 0)
     assert settings.max_sessions == 7
     assert (settings.handshake_timeout, settings.idle_timeout) == (1, 2)

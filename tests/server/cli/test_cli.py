@@ -331,6 +331,7 @@ def test_jsocks_files_are_taken_however_they_are_given(configured, tmp_path):
         ("--relay copy", "relay", "copy", "auto"),
         ("--relay-threads 3", "relay_threads", 3, 1),
         ("--relay-threads auto", "relay_threads", flags.cores(), 1),
+        ("--no-io-uring", "io_uring", False, True),
         ("--pipe-size 128k", "pipe_size", 1 << 17, 1 << 20),
         ("--max-pipes 7", "max_pipes", 7, None),
         ("--max-sessions 9", "max_sessions", 9, None),
