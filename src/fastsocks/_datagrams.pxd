@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastsocks._address cimport Address, Endpoint
 from fastsocks._relay cimport Relay
-from fastsocks._udp cimport Assoc, AssocArena, UdpCommand, UdpOrder
+from fastsocks._udp cimport Assoc, AssocArena, Question, UdpCommand, UdpOrder
 from fastsocks._visits cimport Turn
 
 
@@ -27,6 +27,9 @@ cdef class Datagrams:
     cdef AssocArena arena
     cdef void *ended            # Assoc list, pushed by the relay threads
     cdef void *asked            # Question list, likewise
+    cdef Question *waiting      # taken from there, oldest first
+    cdef Question *waiting_last
+    cdef bint lacks_memory      # to put them
     cdef uint64_t key[2]
     cdef uint64_t made
     cdef uint32_t next_port
@@ -41,5 +44,8 @@ cdef class Datagrams:
     cdef uint64_t take(self, Association association, int control, Relay *relay, flow) except 0
     cdef int kill(self, uint64_t handle) except -1
     cdef bint drain(self, list batch) noexcept
+    cdef void take_questions(self) noexcept
+    cdef Question *next_question(self) noexcept
     cdef int put_questions(self, Turn turn) except -1
+    cdef put(self, Question *question, Turn turn, fatal)
     cdef int count(self, dict totals, Relay *relays, int relay_count) except -1

@@ -38,6 +38,8 @@ from fastsocks import engine as contract
 
 cdef tuple REASONS = contract.REASONS
 
+cdef int QUESTIONS_PER_TURN = contract.QUESTIONS_PER_TURN
+
 cdef enum:
     ATYP_NAME = 3
     DENIED_FOR = 1              # seconds, after an error in on_ask
@@ -102,12 +104,11 @@ cdef class Datagrams:
 
     def __dealloc__(self):
         cdef uint32_t i
-        cdef Question *question = <Question *>take_list(&self.asked)
-        cdef Question *after
-        while question != NULL:
-            after = <Question *>question.next
+        cdef Question *question
+        self.take_questions()
+        while self.waiting != NULL:
+            question = self.next_question()
             free(question)
-            question = after
         for i in range(self.arena.count // ASSOC_CHUNK):
             free(self.arena.chunks[i])
         free(self.arena.own_ports)
@@ -258,55 +259,70 @@ cdef class Datagrams:
             assoc = last = after
         return True
 
-    cdef int put_questions(self, Turn turn) except -1:
-        """Asks, oldest first; of associations that have ended nothing is asked. Where
-        asking fails the answer is no, for a moment: nothing may wait for ever. False if there
-        is no memory to ask: the questions wait where they stood."""
+    cdef void take_questions(self) noexcept:
+        """From the list, where the newest is first, to those that wait."""
         cdef Question *question = <Question *>take_list(&self.asked)
+        cdef Question *last = question
         cdef Question *first = NULL
         cdef Question *after
-        cdef Assoc *assoc
-        cdef Association association
-        cdef int head
-        fatal = None
         while question != NULL:
             after = <Question *>question.next
             question.next = first
             first = question
             question = after
-        while first != NULL:
-            question = first
-            first = <Question *>question.next
-            assoc = assoc_at(&self.arena, question.index)
-            if assoc.generation == question.generation:
-                association = <Association>assoc.keeper
-                head = 2 if question.wire[0] == ATYP_NAME else 1
-                try:
-                    raw = PyBytes_FromStringAndSize(
-                        question.wire + head, question.wire_length - head - 2)
-                    port = (<uint8_t>question.wire[question.wire_length - 2] << 8
-                            | <uint8_t>question.wire[question.wire_length - 1])
-                    address = None
-                    if question.address.any.sa_family:
-                        address = endpoint_of(<Address *>&question.address)
-                except MemoryError:
-                    question.next = first
-                    first = question
-                    break
-                try:
-                    association.on_ask(association, question.wire[0], raw, port, address)
-                except BaseException as error:
-                    fatal = turn.blame(error, fatal)
-                    association.answer(question.wire[0], raw, port, None, DENIED_FOR)
-            free(question)
-        told = first == NULL
-        while first != NULL:
-            question = first
-            first = <Question *>question.next
-            push_list(&self.asked, question, &question.next)
+        if first == NULL:
+            return
+        if self.waiting == NULL:
+            self.waiting = first
+        else:
+            self.waiting_last.next = first
+        self.waiting_last = last
+
+    cdef Question *next_question(self) noexcept:
+        cdef Question *question = self.waiting
+        self.waiting = <Question *>question.next
+        return question
+
+    cdef int put_questions(self, Turn turn) except -1:
+        """Asks, as many as a turn may; ``waiting`` are those of the next one."""
+        cdef int _i
+        fatal = None
+        self.lacks_memory = False
+        self.take_questions()
+        for _i in range(QUESTIONS_PER_TURN):
+            if self.waiting == NULL:
+                break
+            try:
+                fatal = self.put(self.waiting, turn, fatal)
+            except MemoryError:
+                self.lacks_memory = True  # it waits where it stood
+                break
+            free(self.next_question())
         if fatal is not None:
             raise fatal
-        return told
+        return 0
+
+    cdef put(self, Question *question, Turn turn, fatal):
+        """Of an association that has ended nothing is asked. Where asking fails the answer
+        is no, for a moment: nothing may wait for ever."""
+        cdef Assoc *assoc = assoc_at(&self.arena, question.index)
+        cdef Association association
+        cdef int head = 2 if question.wire[0] == ATYP_NAME else 1
+        if assoc.generation != question.generation:
+            return fatal
+        association = <Association>assoc.keeper
+        raw = PyBytes_FromStringAndSize(question.wire + head, question.wire_length - head - 2)
+        port = (<uint8_t>question.wire[question.wire_length - 2] << 8
+                | <uint8_t>question.wire[question.wire_length - 1])
+        address = None
+        if question.address.any.sa_family:
+            address = endpoint_of(<Address *>&question.address)
+        try:
+            association.on_ask(association, question.wire[0], raw, port, address)
+        except BaseException as error:
+            fatal = turn.blame(error, fatal)
+            association.answer(question.wire[0], raw, port, None, DENIED_FOR)
+        return fatal
 
     cdef int count(self, dict totals, Relay *relays, int relay_count) except -1:
         cdef UdpStats *stats

@@ -28,8 +28,9 @@ from fastsocks._linux cimport (
     IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, O_NONBLOCK,
     SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, SO_KEEPALIVE,
     SO_LINGER, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY, accept4, bind, close,
-    connect, epoll_create1, epoll_event, epoll_wait, errno, fcntl, getpeername, getpid,
-    getsockname, getsockopt, linger, recv, send, setsockopt, shutdown, sockaddr, socket, socklen_t
+    connect, epoll_create1, epoll_event, epoll_wait, errno, eventfd_write, fcntl, getpeername,
+    getpid, getsockname, getsockopt, linger, recv, send, setsockopt, shutdown, sockaddr, socket,
+    socklen_t
 )
 from fastsocks._pairs cimport Pairs
 from fastsocks._relay cimport (
@@ -949,9 +950,14 @@ cdef class Engine:
         try:
             self.drain_ended()
         finally:
-            # With one left, no further one would make itself known.
-            if not self.datagrams.put_questions(self.turn):
-                self.come_back()
+            try:
+                self.datagrams.put_questions(self.turn)
+            finally:
+                # With one left, no further one would make itself known.
+                if self.datagrams.lacks_memory:
+                    self.come_back()
+                elif self.datagrams.waiting != NULL:
+                    eventfd_write(self.pairs.ended_fd, 1)
 
     def close(self):
         cdef Conn conn

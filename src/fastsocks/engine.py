@@ -43,6 +43,10 @@ CONTROL_KEEPALIVE = (60, 20, 3)
 # when what waited has been read.
 SECOND_LOOK = 0.01
 
+# Datagrams to new destinations that are judged in one turn, each in some 40 us of the loop: one
+# client may have 2,048 that wait, and others shake hands meanwhile.
+QUESTIONS_PER_TURN = 32
+
 # What accept() may say of one client that is gone already (accept(2), "Error handling"). All
 # else leaves the client in the backlog, and would be said again at once.
 ACCEPT_AGAIN = {

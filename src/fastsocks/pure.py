@@ -71,6 +71,7 @@ class Engine:
         self.associations: dict[int, pure_udp.Association] = {}
         self.udp = dict.fromkeys(pure_udp.COUNTERS, 0)
         self.own_ports = pure_udp.OwnPorts(loop.time)
+        self.questions = pure_udp.Questions(loop)
         self.copied = 0
         self._accepted = self._accept_pauses = self._relayed = 0
         self._on_closed = on_closed

@@ -94,6 +94,25 @@ class OwnPorts:
         return self._until.get((len(address), address[1]), 0.0) >= self._clock()
 
 
+class Questions:
+    """Those of all associations, oldest first: a turn of the loop puts so many of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: collections.deque[Callable[[], None]] = collections.deque()
+
+    def add(self, ask: Callable[[], None]) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self._put)
+        self._waiting.append(ask)
+
+    def _put(self) -> None:
+        for _ in range(min(len(self._waiting), contract.QUESTIONS_PER_TURN)):
+            self._loop.call_soon(self._waiting.popleft())
+        if self._waiting:
+            self._loop.call_soon(self._put)
+
+
 class Association:
     """See engine.Association."""
 
@@ -234,7 +253,7 @@ class Association:
                 self._evict()
             destination = self._destinations[key] = Destination()
         destination.asked, destination.until = old is None, 0.0
-        self._engine.loop.call_soon(self._ask, key, old)  # never within the turn of a datagram
+        self._engine.questions.add(lambda: self._ask(key, old))  # never within a datagram's turn
         return destination
 
     def _is_valid(self, destination: Destination) -> bool:

@@ -1,11 +1,15 @@
 # Shows that associations take turns: a flood on one is read a few datagrams at a time, and
-# those of another are seen to in between.
+# those of another are seen to in between. And that a flood to ever new destinations, each of
+# which has to be judged, leaves the loop time for all else.
 #
-# Must not know: which engine it is, or how many it takes at a time.
+# Must not know: which engine it is, or how many datagrams it takes at a time.
 
 from __future__ import annotations
 
 import asyncio
+import collections
+
+from fastsocks.engine import QUESTIONS_PER_TURN
 
 # More than an engine may take at a time, and fewer than a socket's queue holds of this size.
 FLOOD = 200
@@ -62,3 +66,23 @@ async def test_on_the_way_down(make_place):
     before = await count_when_served(other, flooder)
     assert before < FLOOD, "it had to wait for all of the flood"
     await all_of_it(place, flooder, before)
+
+
+async def test_the_loop_is_asked_a_few_questions_at_a_time(make_place):
+    place = make_place()
+    clients, each = 12, 30
+    turn, asked = 0, collections.Counter()
+
+    def judge(association, atyp, raw, port):
+        asked[turn] += 1
+        association.answer(atyp, raw, port, None, 0)
+
+    flooders = [place.client(on_ask=judge) for _ in range(clients)]
+    for flooder in flooders:
+        for port in range(1, 1 + each):
+            flooder.send(b"x", ("127.0.0.1", port))
+    async with asyncio.timeout(PATIENCE):
+        while asked.total() < clients * each:
+            await asyncio.sleep(0)
+            turn += 1
+    assert max(asked.values()) <= QUESTIONS_PER_TURN
