@@ -1,7 +1,7 @@
 """Everything that can be set, in one frozen and validated record.
 
-The same fields are the keyword arguments of ``fastsocks.Server`` and the flags of
-the command line. It must not know how a setting is used.
+The same fields are the keyword arguments of ``fastsocks.Server``; all but ``authenticator``
+have a flag. It must not know how a setting is used.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 
 DEFAULTS = Config()
-# Of flags from which settings are made, and of those that are about the command alone.
-NO_SETTINGS: dict[str, Any] = {
+# Defaults of the flags that are no fields of Config.
+NOT_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("host", "port", "user", "passwords", "password_file", "jsocks")),
     "quiet": False,
     "log_level": "info",
@@ -236,11 +236,11 @@ def build_parser() -> Parser:
         "--log-level",
         metavar="LEVEL",
         choices=LOG_LEVELS,
-        help=f"{', '.join(LOG_LEVELS)} ({NO_SETTINGS['log_level']});"
+        help=f"{', '.join(LOG_LEVELS)} ({NOT_FIELDS['log_level']});"
         " debug has a line for each session",
     )
     add("--version", action="version", version=f"fastsocks {__version__}")
-    parser.set_defaults(**NO_SETTINGS)
+    parser.set_defaults(**NOT_FIELDS)
     return parser
 
 
