@@ -18,7 +18,7 @@ from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
 from fastsocks.literals import family_of, is_group, is_literal, is_one_host, unmapped
 from fastsocks.ranges import Rule, parse_rule
-from fastsocks.resolve import PREFERENCES, is_wanted
+from fastsocks.resolve import ORDER, is_wanted
 
 ENGINES = ("auto", "native", "python")
 RELAYS = ("auto", "copy", "splice")
@@ -83,7 +83,7 @@ class Config:
         self._keep_copies()
         one_of("engine", self.engine, ENGINES)
         one_of("relay", self.relay, RELAYS)
-        one_of("prefer", self.prefer, tuple(PREFERENCES))
+        one_of("prefer", self.prefer, ("", *ORDER))
         self._check_limits()
         self._check_addresses()
         self._check_listeners()
