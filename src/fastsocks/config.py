@@ -205,7 +205,7 @@ class Config:
     @property
     def _source_list(self) -> Sequence[str]:
         given = [self.source] if isinstance(self.source, str) else self.source or ()
-        return [unmapped(one) if is_literal(one) else one for one in given]
+        return [unmapped(one) for one in given]
 
     @property
     def sources(self) -> dict[str, str]:
