@@ -185,8 +185,8 @@ def test_the_line_says_what_would_be_right(refused, flag, allowed):
         (["--listen", "127.0.0.1:1,127.0.0.1:2"], "the host must be an IPv4 or IPv6 address"),
         (["--allow", "fe80::%lo/64"], "must be a network such as"),
         # What says nothing beside, or without, another.
-        (["--bind-anyone"], "--bind-anyone: means nothing without --allow-bind"),
-        (["--no-udp", "--udp-ports", "7-9"], "--udp-ports: means nothing with --no-udp"),
+        (["--bind-anyone"], "--bind-anyone: has no effect without --allow-bind"),
+        (["--no-udp", "--udp-ports", "7-9"], "--udp-ports: has no effect with --no-udp"),
     ],
     ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, list) else "",
 )
