@@ -269,7 +269,7 @@ def is_whole(text: str) -> bool:
 
 
 def cores() -> int:
-    """That this process may use, where the system says so."""
+    """The cores this process may use, or all where the system does not say."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
