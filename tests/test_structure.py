@@ -175,7 +175,9 @@ def test_only_the_session_knows_the_machines(path):
         assert not known or name(path) == "session"
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES | {"session", "errors", "flow", "quiet", *HELPERS}))
+@pytest.mark.parametrize(
+    "stage", sorted(STAGES | {"session", "errors", "flow", "quiet", "capacity", *HELPERS})
+)
 def test_nothing_below_the_server_knows_it(stage):
     assert not own(PACKAGE / f"{stage}.py") & (PROGRAM | {"library"})
 
@@ -202,8 +204,8 @@ def test_only_the_chooser_knows_the_engines(path):
     assert not known or name(path) == "engine"
 
 
-@pytest.mark.parametrize("module", sorted({"engine", *PYTHON_ENGINE} - {"pure_udp"}))
-def test_engines_do_not_know_socks(module):
+@pytest.mark.parametrize("module", sorted({"engine", "library", *PYTHON_ENGINE} - {"pure_udp"}))
+def test_engines_and_the_relay_alone_do_not_know_socks(module):
     known = own(PACKAGE / f"{module}.py")
     assert not known & (STAGES | PROGRAM | {"session", "flow"})
     assert not [one for one in known if one.startswith("proto")]

@@ -11,8 +11,8 @@ HEAD = """\
 # Every flag
 
 Written by `tools/flags.py` from the program's own parsers; a test keeps it up to date.
-Exit status: 0 stopped as asked, 1 could not run, 2 was asked for something that makes no
-sense, 130 interrupted before it served; what was wrong is told in one line.
+Exit status: 0 stopped as asked, 1 could not run, 2 wrong usage or settings, 130 interrupted
+before it served; every error is one line.
 """
 
 SECTION = """

@@ -21,7 +21,8 @@ IGNORED = re.compile(r"ignored explicit argument .*", re.DOTALL)
 
 
 def tell(text: str, stream: TextIO, end: str = "\n") -> None:
-    """Whether anybody can be told or not, as where the disk is full: the status says it too."""
+    """Prints a line; a stream that takes none (a full disk) is ignored, since the status tells
+    it too."""
     with contextlib.suppress(OSError, UnicodeError):
         print(text, file=stream, end=end, flush=True)
 
@@ -29,14 +30,14 @@ def tell(text: str, stream: TextIO, end: str = "\n") -> None:
 class Parser(argparse.ArgumentParser):
     """One clear line instead of the usage text in front of it."""
 
-    too_many = "there is an argument without a flag"
+    too_many = "unexpected argument: values follow a flag"
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """As parse_args, with the values of one-letter flags as getopt(3) has them."""
         options, rest = self.parse_known_args(list(self._plain(argv)))
         if rest:
             flag = next(filter(None, map(UNKNOWN_FLAG.match, rest)), None)
-            self.error(f"there is no flag {flag[0]}" if flag else self.too_many)
+            self.error(f"unknown flag {flag[0]}" if flag else self.too_many)
         return options
 
     def error(self, message: str) -> NoReturn:

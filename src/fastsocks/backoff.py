@@ -2,7 +2,7 @@
 
 From the third failure on the wait doubles, up to five seconds; a minute without a
 failure is a clean slate, and so is a success, but only of the one user who failed: with
-an account of his own nobody shall try out another's. Each try takes a turn of its own:
+an account of their own nobody shall try out another's. Each try takes a turn of its own:
 who opens a hundred connections at once gains nothing by it. It must not know passwords,
 and sleeps for nobody: it only says for how long.
 """

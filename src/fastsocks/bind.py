@@ -171,7 +171,7 @@ class Waiting:
             loop.remove_reader(self._sock)
             loop.call_later(ACCEPT_RETRY, self._watch, arrival)
             return
-        # On macOS who has reset his connection already comes without an address.
+        # On macOS who has reset their connection already comes without an address.
         host = without_scope(address[0]) if address else ""
         if not host or arrival.done() or (self._peers and host not in self._peers):
             peer.close()

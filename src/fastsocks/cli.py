@@ -1,8 +1,8 @@
 """The command: argv to Config, a loop to run on, signals to stop by.
 
-Exit status: 0 stopped as asked, 1 could not run, 2 was asked for something that
-makes no sense, 130 interrupted before it served. Bad input ends in one line, never in
-a traceback; an interrupt in none. It must not know SOCKS, nor what a setting means.
+Exit status: 0 stopped as asked, 1 could not run, 2 wrong usage or settings, 130
+interrupted before it served. Every error is one line, never a traceback; an interrupt
+is none. It must not know SOCKS, nor what a setting means.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DESCRIPTORS_ALWAYS = 10_240
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    open_what_is_closed()
+    open_standard_streams()
     argv = sys.argv[1:] if argv is None else argv
     try:
         status = passwd.main(argv[1:]) if argv[:1] == ["passwd"] else run(argv)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    drop_what_nobody_takes()
+    discard_unwritable_output()
     return status
 
 
@@ -131,6 +131,35 @@ def announce(server: Server, loop_name: str) -> None:
     )
 
 
+def open_standard_streams() -> None:
+    """Opens as /dev/null those of the standard streams that are closed. Otherwise the loop's
+    own descriptors would get their numbers, and libuv aborts when it has to close one below 3;
+    and what is meant for standard error would be printed to standard output, where it is None."""
+    # Where there is no /dev/null, serving is still better than not to.
+    with contextlib.suppress(OSError):
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- it stays open
+
+
+def raise_descriptor_limit() -> None:
+    """Raises it to what this user may have: the default of 1,024 is for select(), and a
+    session takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (hard, max(soft, DESCRIPTORS_ALWAYS)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            return
+
+
+def choose_loop() -> tuple[Callable[[], asyncio.AbstractEventLoop], str]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop, "asyncio"
+    return uvloop.new_event_loop, "uvloop"
+
+
 def need_descriptors(relay_threads: int) -> None:
     """Raises OSError where there are too few to start: a loop of uvloop that gets some
     but not all of its own cannot even be closed."""
@@ -146,41 +175,12 @@ def need_descriptors(relay_threads: int) -> None:
                 probes.callback(os.close, handle)
 
 
-def open_what_is_closed() -> None:
-    """Of the standard streams, as /dev/null. Else the loop's own descriptors have their
-    numbers, and libuv aborts when it has to close one below 3; and what is meant for
-    standard error is printed to standard output, if it is None."""
-    # Where there is no /dev/null, serving is still better than not to.
-    with contextlib.suppress(OSError):
-        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-            if getattr(sys, name) is None:
-                setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 -- it stays open
-
-
-def drop_what_nobody_takes() -> None:
-    """Of what was printed. Else the interpreter tries again when it exits, complains, and
-    makes the status 120."""
+def discard_unwritable_output() -> None:
+    """Discards printed output that cannot be written. Otherwise the interpreter tries again at
+    exit, complains, and makes the status 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
             with contextlib.suppress(OSError):
                 stream.close()
-
-
-def choose_loop() -> tuple[Callable[[], asyncio.AbstractEventLoop], str]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop, "asyncio"
-    return uvloop.new_event_loop, "uvloop"
-
-
-def raise_descriptor_limit() -> None:
-    """Raises it to what this user may have: the default of 1,024 is for select(), and a
-    session takes two."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in (hard, max(soft, DESCRIPTORS_ALWAYS)):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-            return

@@ -1,41 +1,49 @@
 """Everything that can be set, in one frozen and validated record.
 
-The same fields are the keyword arguments of ``fastsocks.Server`` and the flags of
-the command line. It must not know how a setting is used.
+The same fields are the keyword arguments of ``fastsocks.Server``; all but ``authenticator``
+have a flag. It must not know how a setting is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 from collections.abc import Mapping, MutableSequence, Sequence
 
 from fastsocks import fields
 from fastsocks.addresses import BOTH_FAMILIES, EVERY_RANGE, Judge, is_loopback
 from fastsocks.authenticator import Authenticator
+from fastsocks.capacity import PIPE_SIZE_MAX, default_max_pipes, default_max_sessions
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
 from fastsocks.literals import family_of, is_group, is_literal, is_one_host, unmapped
 from fastsocks.ranges import Rule, parse_rule
-from fastsocks.resolve import PREFERENCES, is_wanted
+from fastsocks.resolve import ORDER, is_wanted
 
 ENGINES = ("auto", "native", "python")
 RELAYS = ("auto", "copy", "splice")
 
 SECONDS_MAX = 10**9
 IDENT_SECONDS_MIN = 0.001  # no limit would let an identd hold sessions for ever
-TIMEOUTS = (
-    *("handshake_timeout", "connect_timeout", "idle_timeout", "half_closed_timeout"),
-    *("grace", "bind_timeout", "udp_timeout"),
-)
 THREADS_MAX = 1024
 COUNT_MAX = 10**6
-PIPE_SIZE_MIN, PIPE_SIZE_MAX = 1 << 16, 1 << 30
-
-# Descriptors that are neither sessions nor pipes: listeners, epolls, the loop's
-# own, the interpreter's, and what an embedding program holds.
-RESERVED_DESCRIPTORS = 64
+PIPE_SIZE_MIN = 1 << 16
+LIMITS: dict[str, tuple[float, float]] = {
+    "handshake_timeout": (0, SECONDS_MAX),
+    "connect_timeout": (0, SECONDS_MAX),
+    "idle_timeout": (0, SECONDS_MAX),
+    "half_closed_timeout": (0, SECONDS_MAX),
+    "grace": (0, SECONDS_MAX),
+    "bind_timeout": (0, SECONDS_MAX),
+    "udp_timeout": (0, SECONDS_MAX),
+    "ident_timeout": (IDENT_SECONDS_MIN, SECONDS_MAX),
+    "relay_threads": (0, THREADS_MAX),
+    "udp_per_client": (1, COUNT_MAX),
+    "max_pipes": (0, COUNT_MAX),
+    "max_sessions": (1, COUNT_MAX),
+    "pipe_size": (PIPE_SIZE_MIN, PIPE_SIZE_MAX),
+}
+"""least and most of each; None, where a setting may be that, is up to the machine"""
 
 Listener = tuple[str, int]
 
@@ -84,7 +92,7 @@ class Config:
         self._keep_copies()
         one_of("engine", self.engine, ENGINES)
         one_of("relay", self.relay, RELAYS)
-        one_of("prefer", self.prefer, tuple(PREFERENCES))
+        one_of("prefer", self.prefer, ("", *ORDER))
         self._check_limits()
         self._check_addresses()
         self._check_listeners()
@@ -104,19 +112,11 @@ class Config:
                 object.__setattr__(self, field.name, list(value))
 
     def _check_limits(self) -> None:
-        for name in TIMEOUTS:
-            within(name, getattr(self, name), 0, SECONDS_MAX)
-        within("ident_timeout", self.ident_timeout, IDENT_SECONDS_MIN, SECONDS_MAX)
-        within("relay_threads", self.relay_threads, 0, THREADS_MAX)
-        within("udp_per_client", self.udp_per_client, 1, COUNT_MAX)
-        if self.max_pipes is not None:
-            within("max_pipes", self.max_pipes, 0, COUNT_MAX)
-        if self.max_sessions is not None:
-            within("max_sessions", self.max_sessions, 1, COUNT_MAX)
-        if not PIPE_SIZE_MIN <= self.pipe_size <= PIPE_SIZE_MAX:
-            raise ConfigError(
-                f"pipe_size {self.pipe_size}: must be {PIPE_SIZE_MIN} to {PIPE_SIZE_MAX} octets"
-            )
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            # NaN compares false with everything, so it is refused here as well.
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{name} {value}: must be {least} to {most}")
 
     def _check_listeners(self) -> None:
         if not self.listen:
@@ -146,10 +146,10 @@ class Config:
     def _check_commands(self) -> None:
         """What is set for a command that is not offered would deceive whoever has set it."""
         if self.bind_anyone and not self.allow_bind:
-            raise ConfigError("bind_anyone: means nothing without allow_bind=True")
+            raise ConfigError("bind_anyone: has no effect without allow_bind=True")
         for name in ("udp_ports", "udp_address", "udp_full_cone"):
             if getattr(self, name) and not self.udp:
-                raise ConfigError(f"{name}: means nothing with udp=False")
+                raise ConfigError(f"{name}: has no effect with udp=False")
 
     def _check_addresses(self) -> None:
         for address in self._source_list:
@@ -206,7 +206,7 @@ class Config:
     @property
     def _source_list(self) -> Sequence[str]:
         given = [self.source] if isinstance(self.source, str) else self.source or ()
-        return [unmapped(one) if is_literal(one) else one for one in given]
+        return [unmapped(one) for one in given]
 
     @property
     def sources(self) -> dict[str, str]:
@@ -293,38 +293,3 @@ def is_credential(text: str) -> bool:
 def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} {value}: must be one of {', '.join(filter(None, allowed))}")
-
-
-def within(name: str, value: float, least: float, most: float) -> None:
-    # NaN compares false with everything, so it is refused here as well.
-    if not least <= value <= most:
-        raise ConfigError(f"{name} {value}: must be {least} to {most}")
-
-
-def default_max_pipes(pipe_size: int) -> int:
-    """Half of what the kernel lets one unprivileged user have in all his processes
-    (above it every new pipe has two pages), and never more than 64 for anyone."""
-    try:
-        with open("/proc/sys/fs/pipe-user-pages-soft") as file:
-            pages = int(file.read())
-    except (OSError, ValueError):
-        pages = 0
-    half = (pages or 16384) * resource.getpagesize() // 2
-    return max(1, min(64, half // min(pipe_size, largest_pipe())))
-
-
-def largest_pipe() -> int:
-    """Octets that the kernel lets a pipe of an unprivileged user have."""
-    try:
-        with open("/proc/sys/fs/pipe-max-size") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return PIPE_SIZE_MAX
-
-
-def default_max_sessions(max_pipes: int) -> int:
-    """As many as there are descriptors for: two a session, two a pipe, a reserve."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
-        limit = 1 << 20
-    return max(1, (limit - RESERVED_DESCRIPTORS - 2 * max_pipes) // 2)

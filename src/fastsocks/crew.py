@@ -1,5 +1,5 @@
-"""Threads for calls that block, at which clients have their turns (turns.py): one whose
-calls hang waits alone.
+"""A fair thread pool for calls that block: clients have their turns at it (turns.py), and
+one whose calls hang waits alone.
 
 A call that hangs keeps its thread, whoever has given up; others need threads meanwhile,
 so there may be many. They start when they are needed and end when they are idle. They

@@ -28,6 +28,7 @@ REMOTE_RESET = "remote reset"
 IDLE = "idle timeout"
 HALF_CLOSED = "half-closed timeout"
 KILLED = "killed"
+# In the order of the C enum in _relay.pxd, whose values are indices into this.
 REASONS = (FINISHED, CLIENT_RESET, REMOTE_RESET, IDLE, HALF_CLOSED, KILLED)
 
 log = logging.getLogger("fastsocks.engine")
@@ -313,7 +314,7 @@ def choose(
         except ImportError as error:
             if name == "native":
                 raise ConfigError(
-                    "engine native: the compiled extension is not here (it needs Linux and a C"
+                    "engine native: the compiled extension is not installed (it needs Linux and a C"
                     f" compiler at install time; {error}); use --engine python or auto"
                 ) from None
             if error.name != "fastsocks._front":

@@ -1,4 +1,4 @@
-"""What can go wrong, whose side it went wrong on, and what the client is told.
+"""What can go wrong, and what the client is told.
 
 Every refusal of a client is a SocksError; the reply code travels with it, so that one
 place (session.py) can answer. It must not know sockets, machines, nor what can be set. No

@@ -21,8 +21,8 @@ SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 
 DEFAULTS = Config()
-# Of flags from which settings are made, and of those that are about the command alone.
-NO_SETTINGS: dict[str, Any] = {
+# Defaults of the flags that are no fields of Config.
+NOT_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("host", "port", "user", "passwords", "password_file", "jsocks")),
     "quiet": False,
     "log_level": "info",
@@ -45,7 +45,7 @@ def build_parser() -> Parser:
         "--listen",
         metavar="HOST:PORT",
         action="append",
-        help="where to listen; may be given again; [::1]:1080 for IPv6, [::]:1080 for both (or for"
+        help="where to listen; repeatable; [::1]:1080 for IPv6, [::]:1080 for both (or for"
         " IPv6 alone, where an IPv4 address with that port is given as well)"
         f" ({', '.join(DEFAULTS.listen)})",
     )
@@ -58,7 +58,7 @@ def build_parser() -> Parser:
         metavar="PASSWORD",
         action="append",
         help="that user's password; others on this machine may see it before it is wiped from the"
-        " process list, so rather use --password-file or FASTSOCKS_PASSWORD",
+        " process list, so prefer --password-file or FASTSOCKS_PASSWORD",
     )
     add("--password-file", metavar="FILE", help="read the password from the first line of FILE")
     add(
@@ -84,16 +84,16 @@ def build_parser() -> Parser:
     add(
         "--prefer",
         metavar="FAMILY",
-        help="of a name's addresses: ipv4 or ipv6 first, ipv4-only or ipv6-only"
-        " (as the system orders them)",
+        help="which of a name's addresses to use: ipv4 or ipv6 first, ipv4-only, ipv6-only"
+        " (the system's order)",
     )
     add(
         "--allow",
         metavar="RANGE",
         action="append",
-        help="let clients that are not on loopback reach this network (10.1.0.0/16) or kind of"
-        " address (private, loopback, ...; own: of this machine; or all), which they may not;"
-        " may be given again",
+        help="let clients that are not on loopback reach a network (10.1.0.0/16) or kind of"
+        " address (private, loopback, ...; own: this machine's; all) that is closed to them"
+        " otherwise; repeatable",
     )
     add("--allow-bind", action="store_true", help="offer BIND, in which the proxy listens")
     add(
@@ -111,14 +111,14 @@ def build_parser() -> Parser:
         "--bind-timeout",
         metavar="S",
         type=seconds,
-        help=f"for the peer of a BIND to connect ({DEFAULTS.bind_timeout:g})",
+        help=f"wait S seconds for the peer of a BIND to connect ({DEFAULTS.bind_timeout:g})",
     )
     add("--no-udp", dest="udp", action="store_false", help="do not offer UDP ASSOCIATE")
     add(
         "--udp-ports",
         metavar="A-B",
         type=port_range,
-        help="where clients send their datagrams to (any free port)",
+        help="ports that clients may be told to send datagrams to (any free port)",
     )
     add(
         "--udp-address",
@@ -135,7 +135,8 @@ def build_parser() -> Parser:
         "--udp-timeout",
         metavar="S",
         type=seconds,
-        help=f"without a datagram either way ({DEFAULTS.udp_timeout:g})",
+        help="end an association after S seconds without a datagram either way"
+        f" ({DEFAULTS.udp_timeout:g})",
     )
     add(
         "--udp-per-client",
@@ -147,7 +148,7 @@ def build_parser() -> Parser:
     add(
         "--open",
         action="store_true",
-        help="allow to listen beyond loopback without a user: an open proxy",
+        help="allow listening beyond loopback without users: an open proxy",
     )
     add("--engine", metavar="NAME", help=f"{', '.join(ENGINES)} ({DEFAULTS.engine})")
     add(
@@ -197,7 +198,7 @@ def build_parser() -> Parser:
         "--idle-timeout",
         metavar="S",
         type=seconds,
-        help=f"without a byte either way ({DEFAULTS.idle_timeout:g})",
+        help=f"end a session after S seconds without a byte either way ({DEFAULTS.idle_timeout:g})",
     )
     add(
         "--half-closed-timeout",
@@ -221,8 +222,9 @@ def build_parser() -> Parser:
         "--ident",
         metavar="RANGE[=NAME;...]",
         action="append",
-        help="serve clients from RANGE only, if given names only users that their identd"
-        " (RFC 1413) calls so; may be given again, the first range with the client decides",
+        help="serve only clients from RANGE and, if names are given, only users whom their"
+        " identd (RFC 1413) reports by one of them; repeatable, the first range that holds the"
+        " client decides",
     )
     add(
         "--ident-timeout",
@@ -235,18 +237,18 @@ def build_parser() -> Parser:
         metavar="FILE",
         nargs="+",
         action="extend",
-        help="take settings from socks.properties files of jsocks, in order; may be given again,"
-        " and other flags count more",
+        help="take settings from socks.properties files of jsocks, in order; repeatable; other"
+        " flags count more",
     )
     add(
         "--log-level",
         metavar="LEVEL",
         choices=LOG_LEVELS,
-        help=f"{', '.join(LOG_LEVELS)} ({NO_SETTINGS['log_level']});"
+        help=f"{', '.join(LOG_LEVELS)} ({NOT_FIELDS['log_level']});"
         " debug has a line for each session",
     )
     add("--version", action="version", version=f"fastsocks {__version__}")
-    parser.set_defaults(**NO_SETTINGS)
+    parser.set_defaults(**NOT_FIELDS)
     return parser
 
 
@@ -273,7 +275,7 @@ def is_whole(text: str) -> bool:
 
 
 def cores() -> int:
-    """That this process may use, where the system says so."""
+    """The cores this process may use, or all where the system does not say."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

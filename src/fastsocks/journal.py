@@ -1,4 +1,5 @@
-"""The log on standard error, which keeps nobody waiting.
+"""A logging handler for standard error that never blocks (it has nothing to do with
+systemd's journal).
 
 Standard error may be a pipe whose reader has stopped reading, or a terminal in which
 someone has pressed Ctrl-S. A write would then wait for them, and every session with it;
@@ -38,8 +39,13 @@ class Journal(logging.Handler):
 
     def _confession(self, record: logging.LogRecord) -> str:
         lost = logging.LogRecord(
-            *(record.name, logging.WARNING, record.pathname, record.lineno),
-            *("%d lines of this log are lost: nobody took them", (self._lost,), None),
+            record.name,
+            logging.WARNING,
+            record.pathname,
+            record.lineno,
+            "%d log lines were lost: nobody was reading",
+            (self._lost,),
+            None,
         )
         return self.format(lost)
 

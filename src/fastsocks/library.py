@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastsocks import engine as engines
-from fastsocks.config import default_max_pipes
+from fastsocks.capacity import default_max_pipes
 from fastsocks.engine import Conn, End, Engine, Settings
 
 # One engine for each loop that relays, for as long as it does.

@@ -51,8 +51,12 @@ def family_of(literal: str) -> str:
 
 
 def unmapped(literal: str) -> str:
-    """An IPv4-mapped address as the IPv4 address that it stands for."""
-    return str(_unmapped(literal))
+    """An IPv4-mapped address as the IPv4 address that it stands for; what is no literal as
+    it is."""
+    try:
+        return str(_unmapped(literal))
+    except ValueError:
+        return literal
 
 
 def _unmapped(literal: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

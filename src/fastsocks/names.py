@@ -37,7 +37,8 @@ def name_of(address: str) -> str:
 
 
 def raise_lack() -> None:
-    """If there is one, as far as can be told afterwards: the answer is then no answer."""
+    """Raises Lack if the process is out of descriptors or memory now: the answer just given
+    was then none."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
     except OSError as error:

@@ -18,6 +18,8 @@ import hmac
 import importlib
 import os
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 # 2^14 blocks of 1 KiB: 16 MiB and 45 ms on a core of 2020, which a server can pay for
 # each password it has not seen yet (auth.py remembers those it has).
@@ -52,12 +54,6 @@ ARGON2 = re.compile(
 # The last character of the salt has four bits that must be zero.
 BCRYPT = re.compile(r"(?P<cost>\$2[aby]\$([0-9]{2}))\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 
-PATTERNS = {"scrypt": SCRYPT, "argon2id": ARGON2, "2a": BCRYPT, "2b": BCRYPT, "2y": BCRYPT}
-# module that checks a scheme, and the package that brings it
-NEEDED = {
-    "argon2id": ("argon2", "argon2-cffi"),
-    **dict.fromkeys(("2a", "2b", "2y"), ("bcrypt", "bcrypt")),
-}
 FOREIGN = {
     "apr1": "MD5 of Apache",
     "1": "MD5 of crypt",
@@ -87,39 +83,30 @@ def check(stored: str, secret: bytes) -> bool:
     Any secret may be asked about; it takes as long for wrong ones as for right ones.
     Releases the GIL while it works.
     """
-    scheme = _scheme(stored)
-    if scheme == "scrypt":
-        return _check_scrypt(stored, secret)
-    if scheme == "argon2id":
-        return _check_argon2(stored, secret)
-    return _check_bcrypt(stored, secret)
+    return SCHEMES[_name(stored)].check(stored, secret)
 
 
 def validate(stored: str) -> None:
     """Raises ValueError, in words that hold nothing of ``stored``, unless it is a
     hash that can be checked here and in reasonable memory and time."""
-    scheme = _scheme(stored)
-    if scheme in NEEDED:
-        _need(*NEEDED[scheme])
-    if scheme not in PATTERNS:
-        what = FOREIGN.get(scheme, "not a password hash known here")
+    name = _name(stored)
+    scheme = SCHEMES.get(name)
+    if scheme is None:
+        what = FOREIGN.get(name, "not a password hash known here")
         if stored.startswith("{"):
             what = "a hash of LDAP, such as {SHA}"
         raise ValueError(f"{what}; {ACCEPTED}")
-    found = PATTERNS[scheme].fullmatch(stored)
+    if scheme.needs is not None:
+        _need(*scheme.needs)
+    found = scheme.pattern.fullmatch(stored)
     if not found:
-        raise ValueError(f"a ${scheme}$ hash that is cut short or mistyped")
-    if scheme == "scrypt":
-        _judge_scrypt(found)
-    elif scheme == "argon2id":
-        _judge_argon2(found)
-    elif not 4 <= int(found[2]) <= BCRYPT_COST_MAX:
-        raise ValueError(f"a bcrypt cost of {found[2]}; must be 04 to {BCRYPT_COST_MAX}")
+        raise ValueError(f"a ${name}$ hash that is cut short or mistyped")
+    scheme.judge(found)
 
 
 def cost(stored: str) -> str:
     """Scheme and parameters of a valid hash: equal for hashes that take equally long."""
-    found = PATTERNS[_scheme(stored)].fullmatch(stored)
+    found = SCHEMES[_name(stored)].pattern.fullmatch(stored)
     return found["cost"] if found else ""
 
 
@@ -157,6 +144,11 @@ def _judge_argon2(found: re.Match[str]) -> None:
             f"argon2id with m={memory},t={passes} takes too much memory or time for a login;"
             f" must be at most 64 MiB, as m=65536,t=3, and t at most {ARGON2_PASSES_MAX}"
         )
+
+
+def _judge_bcrypt(found: re.Match[str]) -> None:
+    if not 4 <= int(found[2]) <= BCRYPT_COST_MAX:
+        raise ValueError(f"a bcrypt cost of {found[2]}; must be 04 to {BCRYPT_COST_MAX}")
 
 
 def _judge_base64(scheme: str, salt: str, digest: str) -> None:
@@ -206,8 +198,8 @@ def _scrypt(secret: bytes, salt: bytes, ln: int, r: int, p: int, size: int) -> b
 # -- strings ---------------------------------------------------------------
 
 
-def _scheme(stored: str) -> str:
-    """What stands between the first two dollars, "" where there are none."""
+def _name(stored: str) -> str:
+    """Of the scheme: what stands between the first two dollars, "" where there are none."""
     parts = stored.split("$", 2)
     return parts[1] if len(parts) == 3 and not parts[0] else ""
 
@@ -217,7 +209,7 @@ def _need(module: str, package: str) -> None:
         importlib.import_module(module)
     except ImportError:
         raise ValueError(
-            f"a hash that takes the package {package} to check, which is not here:"
+            f"checking this hash needs the package {package}, which is not installed:"
             f" pip install {package}"
         ) from None
 
@@ -236,3 +228,26 @@ def _octets(text: str) -> bytes:
     if _text(octets) != text:
         raise ValueError("not the base64 of any octets")
     return octets
+
+
+# -- table -----------------------------------------------------------------
+
+
+class Scheme(NamedTuple):
+    """``judge`` raises ValueError for a match of ``pattern`` that takes too much, or cannot be."""
+
+    pattern: re.Pattern[str]
+    judge: Callable[[re.Match[str]], None]
+    check: Callable[[str, bytes], bool]
+    needs: tuple[str, str] | None = None
+    """module that checks it, and the package that brings it"""
+
+
+_BCRYPT = Scheme(BCRYPT, _judge_bcrypt, _check_bcrypt, ("bcrypt", "bcrypt"))
+SCHEMES = {
+    "scrypt": Scheme(SCRYPT, _judge_scrypt, _check_scrypt),
+    "argon2id": Scheme(ARGON2, _judge_argon2, _check_argon2, ("argon2", "argon2-cffi")),
+    "2a": _BCRYPT,
+    "2b": _BCRYPT,
+    "2y": _BCRYPT,
+}

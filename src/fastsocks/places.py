@@ -1,4 +1,5 @@
-"""So many at once for each client; more of the same client's wait, and no other's for them.
+"""A semaphore for each client: so many at once; more of the same client's wait, and no
+other's for them.
 
 It must not know what they do in their place.
 """

@@ -23,7 +23,7 @@ from fastsocks import engine as contract
 from fastsocks import pure_udp
 from fastsocks.errors import ClientGone
 from fastsocks.pure_conn import CLOSE_AT_ONCE, WRITE, Conn, OnClient, numeric, os_error
-from fastsocks.pure_relay import Session
+from fastsocks.pure_relay import Pair
 from fastsocks.quiet import QuietLog
 
 CHUNK = 1 << 16  # octets that a pump moves at once
@@ -67,7 +67,7 @@ class Engine:
         self.sessions = 0
         self.scratch = memoryview(bytearray(CHUNK))  # of all pumps: an idle session has none
         self.conns: set[Conn] = set()
-        self.relays: dict[int, Session] = {}
+        self.relays: dict[int, Pair] = {}
         self.associations: dict[int, pure_udp.Association] = {}
         self.udp = dict.fromkeys(pure_udp.COUNTERS, 0)
         self.own_ports = pure_udp.OwnPorts(loop.time)
@@ -160,9 +160,9 @@ class Engine:
             self.sessions -= 1
             self._resume()
         far.hand_over()
-        session = self.relays[self._relayed] = Session(self, near, far, flow, self._relayed)
-        session.start(early)
-        return session.handle
+        pair = self.relays[self._relayed] = Pair(self, near, far, flow, self._relayed)
+        pair.start(early)
+        return pair.handle
 
     def open_udp(
         self,
@@ -190,7 +190,7 @@ class Engine:
         return handle
 
     def kill(self, handle: int) -> None:
-        ended: Session | pure_udp.Association | None
+        ended: Pair | pure_udp.Association | None
         ended = self.relays.get(handle) or self.associations.get(handle)
         if ended is not None:
             ended.end(contract.KILLED)
@@ -212,8 +212,8 @@ class Engine:
 
     def close(self) -> None:
         self.stop_listening()
-        for session in tuple(self.relays.values()):
-            session.end(contract.KILLED)
+        for pair in tuple(self.relays.values()):
+            pair.end(contract.KILLED)
         for association in tuple(self.associations.values()):
             association.end(contract.KILLED)
         for conn in tuple(self.conns):

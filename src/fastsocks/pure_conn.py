@@ -229,7 +229,7 @@ class Conn:
                 await asyncio.sleep(0)
         self.shut()
 
-    def unsent(self) -> int:
+    def in_kernel(self) -> int:
         """Octets that the kernel has taken and the peer has not; 0 where it does not say."""
         try:
             if sys.platform == "darwin":

@@ -25,8 +25,8 @@ BUDGET = 4  # chunks that one pump moves before the others have a turn
 STREAM_READ = 1 << 15  # octets in one read that say it is a stream
 
 
-class Session:
-    """A relayed pair: one pump for each direction, one timer for both."""
+class Pair:
+    """Two connections that are relayed: one pump for each direction, one timer for both."""
 
     def __init__(self, engine: Engine, client: Conn, remote: Conn, flow: Any, handle: int) -> None:
         self.engine = engine
@@ -36,7 +36,7 @@ class Session:
         self.handle = handle
         self._moved = [0, 0]
         self._open_ways = 2
-        self._unsent = [0, 0]
+        self._in_kernel = [0, 0]
         self._held = [False, False]  # whether octets of that direction have been read, not sent
         self._timer = IdleTimer(
             engine.loop, engine.settings.idle_timeout, self._on_idle, self._gets_on
@@ -147,9 +147,9 @@ class Session:
     def _gets_on(self) -> bool:
         """Whether a kernel has been sending since the last look. It may hold megabytes, which
         take a slow peer longer than any limit; closing the socket would take them from it."""
-        before = self._unsent
-        self._unsent = [self.client.unsent(), self.remote.unsent()]
-        return any(now and now != then for now, then in zip(self._unsent, before, strict=True))
+        before = self._in_kernel
+        self._in_kernel = [self.client.in_kernel(), self.remote.in_kernel()]
+        return any(now and now != then for now, then in zip(self._in_kernel, before, strict=True))
 
     def _on_idle(self) -> None:
         reason = contract.IDLE if self._open_ways == 2 else contract.HALF_CLOSED

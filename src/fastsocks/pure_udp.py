@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastsocks import engine as contract
-from fastsocks.literals import literal_of
+from fastsocks.literals import literal_of, unmapped
 from fastsocks.proto import udp, wire
-from fastsocks.pure_conn import numeric
+from fastsocks.pure_conn import READ, numeric
 from fastsocks.pure_idle import IdleTimer
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Association:
                 try:
                     said = control.sock.recv(LARGEST)
                 except BlockingIOError:
-                    await control.ready(0)
+                    await control.ready(READ)
                     continue
                 if not said:
                     break
@@ -420,9 +420,3 @@ def bind_client_socket(host: str, ports: tuple[int, int] | None) -> socket.socke
     except BaseException:
         sock.close()
         raise
-
-
-def unmapped(host: str) -> str:
-    """An IPv4-mapped address is the IPv4 address it stands for; what is none stays as it is."""
-    packed = wire.packed_ipv6(host)
-    return host if packed is None else wire.ipv6_text(packed)

@@ -48,14 +48,14 @@ CACHE_SIZE = 4096
 # thousands, nor knock at as many doors for one session.
 ADDRESSES_MAX = 16
 
-PREFERENCES = {
-    "": socket.AF_UNSPEC,
-    "ipv4": socket.AF_UNSPEC,
-    "ipv6": socket.AF_UNSPEC,
-    "ipv4-only": socket.AF_INET,
-    "ipv6-only": socket.AF_INET6,
+FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+ORDER = {
+    "ipv4": ("ipv4", "ipv6"),
+    "ipv6": ("ipv6", "ipv4"),
+    "ipv4-only": ("ipv4",),
+    "ipv6-only": ("ipv6",),
 }
-"""What ``prefer`` may be, and what the C library is asked for."""
+"""What ``prefer`` may be, if not empty: the families that are used, and which is first."""
 
 LOOKING_UP = "the name it asked for was looked up"
 """what a client waits for, in the words of the log"""
@@ -120,7 +120,7 @@ class Resolver:
         # Who joins a lookup that is waiting for its turn does not wait for another
         # client's: it stands in both rows, and the first turn that comes serves all.
         if not lookup.begun and client not in lookup.clients:
-            run = functools.partial(lookup.run, PREFERENCES[self._prefer])
+            run = functools.partial(lookup.run, asked_for(self._prefer))
             try:
                 self._crew.put(client, run)
             except Full as error:
@@ -150,18 +150,10 @@ class Resolver:
     def _arranged(self, found: list[str]) -> tuple[str, ...]:
         """Each address once, in the order and of the families that are preferred."""
         hosts = list(dict.fromkeys(found))
-        four = [host for host in hosts if family_of(host) == "ipv4"][:ADDRESSES_MAX]
-        six = [host for host in hosts if family_of(host) == "ipv6"][:ADDRESSES_MAX]
-        if self._prefer:
-            return tuple(
-                {
-                    "ipv4": four + six,
-                    "ipv6": six + four,
-                    "ipv4-only": four,
-                    "ipv6-only": six,
-                }[self._prefer]
-            )
-        return tuple(sorted(four + six, key=hosts.index))
+        kept: list[str] = []
+        for family in ORDER.get(self._prefer, FAMILIES):
+            kept += [host for host in hosts if family_of(host) == family][:ADDRESSES_MAX]
+        return tuple(kept if self._prefer else sorted(kept, key=hosts.index))
 
 
 class Lookup:
@@ -238,7 +230,13 @@ class Cache:
 
 def is_wanted(prefer: str, family: str) -> bool:
     """Whether ``prefer`` lets addresses of a family be used at all."""
-    return not prefer.endswith("-only") or prefer.startswith(family)
+    return family in ORDER.get(prefer, FAMILIES)
+
+
+def asked_for(prefer: str) -> int:
+    """Of the C library: one family where no other is wanted."""
+    order = ORDER.get(prefer, ())
+    return FAMILIES[order[0]] if len(order) == 1 else socket.AF_UNSPEC
 
 
 def _settle(waiter: asyncio.Future[Answer], answer: Answer) -> None:

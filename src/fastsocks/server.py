@@ -60,9 +60,11 @@ class Server:
             raise ConfigError("Server() takes its settings by keyword, as in listen=[...]")
         try:
             self.config = config or Config(**settings)
+            """what it was given, checked"""
         except TypeError as error:
             raise ConfigError(str(error).replace("Config.__init__()", "Server()")) from None
         self.addresses: list[Listener] = []
+        """(host, port) of each listener, with the real port where 0 was asked for"""
         self.engine: Engine | None = None
         self._users: Users | Custom = Users({})
         self._quiet = QuietLog(log)
@@ -75,7 +77,9 @@ class Server:
         await self.stop(0)
 
     def start(self) -> None:
-        """Binds and serves; returns with ``addresses`` set."""
+        """Binds and serves; returns with ``addresses`` set. Raises OSError naming an address
+        that cannot be bound, ConfigError for a users file that cannot be used or an engine that
+        is not installed, RuntimeError if it was started already or no loop runs."""
         if self.engine is not None:
             raise RuntimeError("the server has been started already")
         config = self.config
@@ -105,7 +109,7 @@ class Server:
                 self.engine = None
             raise
         for source in config.sources.values():
-            warn_of_strange(source)
+            warn_unless_ours(source)
         if config.max_sessions is None and settings.max_sessions < FEW_SESSIONS:
             log.warning(
                 "there are descriptors (ulimit -n) for no more than %d sessions beside %d pipes",
@@ -167,33 +171,34 @@ class Server:
     def _stages(self, config: Config, engine: Engine) -> Stages:
         judge = Judge(config.allow, self.addresses, config.families)
         sources, resolver = config.sources, self._resolver
+        binder = associations = None
+        if config.allow_bind:
+            binder = Binder(
+                engine,
+                resolver,
+                judge,
+                sources,
+                anyone=config.bind_anyone,
+                lookup_timeout=config.connect_timeout,
+                timeout=config.bind_timeout,
+            )
+        if config.udp:
+            associations = Associations(
+                engine,
+                resolver,
+                judge,
+                sources,
+                address=config.udp_address and unmapped(config.udp_address),
+                per_client=config.udp_per_client,
+                timeout=config.connect_timeout,
+                quiet=self._quiet,
+            )
         return Stages(
             users=self._users,
             ident=self._ident,
             dialer=Dialer(engine, resolver, judge, config.connect_timeout, sources),
-            binder=Binder(
-                engine,
-                resolver,
-                judge,
-                sources,
-                config.bind_anyone,
-                config.connect_timeout,
-                config.bind_timeout,
-            )
-            if config.allow_bind
-            else None,
-            associations=Associations(
-                engine,
-                resolver,
-                judge,
-                sources,
-                config.udp_address and unmapped(config.udp_address),
-                config.udp_per_client,
-                config.connect_timeout,
-                self._quiet,
-            )
-            if config.udp
-            else None,
+            binder=binder,
+            associations=associations,
         )
 
     def _on_closed(self, ended: Sequence[End]) -> None:
@@ -215,7 +220,7 @@ def make_users(config: Config, quiet: QuietLog) -> Users | Custom:
     return Users(config.users, None if path is None else os.path.abspath(path))
 
 
-def warn_of_strange(source: str) -> None:
+def warn_unless_ours(source: str) -> None:
     """It may become an address of this machine later, so it is no error."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET) as probe:

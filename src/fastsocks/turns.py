@@ -1,5 +1,5 @@
-"""Who is next, where many clients want few workers: each in turn, and nobody so much
-that nothing is left for others.
+"""A fair queue: who is next, where many clients want few workers. Each in turn, and nobody
+so much that nothing is left for others.
 
 A client may take a place while more are free than it has itself, both where one waits
 and where one is worked for. So the first gets half of them, the next half of what is

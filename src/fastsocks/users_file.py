@@ -110,7 +110,7 @@ def check_place(path: str) -> None:
 
 
 def put(path: str, name: str, stored: str) -> bool:
-    """Adds the user, or gives him this hash; True if he is new. The file is made if
+    """Adds the user, or gives them this hash; True if they are new. The file is made if
     there is none. Raises ValueError or ConfigError for what must not be written, and
     OSError when it cannot be: then the file is as it was."""
     check_name(name)

@@ -1,5 +1,5 @@
-"""Limits to what a session waits for elsewhere than at its engine: time, and a client that
-is there to be answered.
+"""Limits on a session's waits for anything but its engine: a time, and a client still there
+to be answered.
 
 It must not know who answers, nor what is done with the answer.
 """

@@ -9,13 +9,8 @@ from types import MappingProxyType
 
 import pytest
 
-from fastsocks.config import (
-    Config,
-    default_max_pipes,
-    default_max_sessions,
-    largest_pipe,
-    parse_listener,
-)
+from fastsocks.capacity import default_max_pipes, default_max_sessions, largest_pipe
+from fastsocks.config import Config, parse_listener
 from fastsocks.errors import ConfigError
 from fastsocks.fields import KINDS
 from fastsocks.keywords import Keywords

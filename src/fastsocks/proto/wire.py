@@ -26,7 +26,7 @@ NAME_LIMIT = 253
 LABELS = re.compile(r"[^.]{1,63}(\.[^.]{1,63})*")
 
 # Printable ASCII without the slash, which would make a path of it in a log or a URL.
-NAME_OCTETS = bytes(octet for octet in range(0x21, 0x7F) if octet != 0x2F)
+LEGAL_IN_NAME = bytes(octet for octet in range(0x21, 0x7F) if octet != 0x2F)
 
 
 class Request(NamedTuple):
@@ -97,7 +97,7 @@ def parse_name(raw: bytes) -> tuple[str, bool]:
     """
     if not raw:
         raise ProtocolError("empty host name", Reply.GENERAL_FAILURE)
-    if raw.translate(None, NAME_OCTETS):
+    if raw.translate(None, LEGAL_IN_NAME):
         raise ProtocolError("host name with illegal characters", Reply.GENERAL_FAILURE)
     text = raw.decode("ascii")
     if ":" in text:

@@ -22,7 +22,7 @@ from support.programs import first_line
 PATIENCE = 30.0
 STRANGERS = 1500  # of a line each; a pipe has room for some 700
 LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ .+")
-LOST = re.compile(rb"WARNING (\d+) lines of this log are lost: nobody took them\r?\n")
+LOST = re.compile(rb"WARNING (\d+) log lines were lost: nobody was reading\r?\n")
 
 
 def a_pair_of_sockets() -> tuple[int, int]:

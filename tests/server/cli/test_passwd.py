@@ -112,7 +112,7 @@ def test_a_password_that_cannot_be(passwd, file, said, told):
         (["u" * 256], b"255"),
         ([b"\xff"], b"UTF-8"),
         (["alice", SECRET], b"the password is asked for"),
-        (["alice", b"--" + SECRET], b"no flag --correct"),
+        (["alice", b"--" + SECRET], b"unknown flag --correct"),
         (["nobody", "--delete"], b"nobody"),
         (["alice", "--remove"], b"--remove"),
     ],
