@@ -7,7 +7,7 @@
 #     sh lines      the same for each line by itself, with addresses of this machine put in
 #     sh client     is what somebody does while a proxy serves; each line has to print a page
 #     sh fails      is refused with one line and status 2
-#     sh make       names targets of the Makefile
+#     sh make       names targets of the Makefile; what "make run" does is shown as well
 #     sh install    names extras that there are
 #     sh root       changes the machine, and is read only
 #     python test   succeeds
@@ -36,7 +36,8 @@ from typing import NamedTuple
 import pytest
 
 from fastsocks.config import Config
-from support.programs import need
+from support.namespaces import own_network
+from support.programs import first_line, need, plain_environment
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,6 +46,12 @@ FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 PATIENCE = 30
 LISTENING = "fastsocks listening on"
 SYSCTL = re.compile(r"^sysctl -w ([\w.-]+)=")
+GREET = """
+import socket
+with socket.create_connection(("127.0.0.1", 1080), 30) as client:
+    client.sendall(b"\\5\\1\\0")
+    print(client.recv(2).hex())
+"""
 
 # What the pages say about a reader's machine, and what it is here.
 ELSEWHERE = (
@@ -194,6 +201,42 @@ def test_the_makefile_has_it(block):
     program, target = block.text.split()[:2]
     assert program == "make"
     assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.linux
+def test_the_first_command_of_all_serves():
+    """`make run`, where nobody else has its port; what it would build is there."""
+    bindir = Path(sys.executable).parent
+    environment = {
+        name: value
+        for name, value in plain_environment().items()
+        if not name.startswith(("MAKE", "MFLAGS"))  # of the one that runs the tests
+    }
+    make = [need("make"), "-s", "-C", str(ROOT), "-o", ".venv/installed", f"BIN={bindir}", "run"]
+    with own_network() as enter:
+        process = subprocess.Popen(
+            [*enter, *make],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            assert first_line(process).startswith(f"{LISTENING} 127.0.0.1:1080 ")
+            greet = [*enter, sys.executable, "-c", GREET]
+            assert subprocess.check_output(greet, text=True, timeout=PATIENCE) == "0500\n"
+            process.terminate()
+            # Which make hands on; the output ends with the last that holds it.
+            said, _ = process.communicate(timeout=PATIENCE)
+            assert b"Traceback" not in said
+            assert process.returncode == -signal.SIGTERM, said
+            assert subprocess.run(greet, capture_output=True, timeout=PATIENCE).returncode == 1
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(PATIENCE)
+            process.stdout.close()
 
 
 @pytest.mark.parametrize("block", lines("sh install"))

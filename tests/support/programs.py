@@ -28,6 +28,7 @@ PACKAGES = {
     "java": "default-jre-headless",
     "javac": "default-jdk-headless",
     "kdig": "knot-dnsutils",
+    "make": "make",
     "mount": "mount",
     "nc": "netcat-openbsd",
     "ncat": "ncat",
