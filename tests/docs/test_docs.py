@@ -9,7 +9,8 @@
 #     sh fails      is refused with one line and status 2
 #     sh make       names targets of the Makefile; what "make run" does is shown as well
 #     sh install    names extras that there are
-#     sh root       changes the machine, and is read only
+#     sh root       changes the machine: tried in a network of its own, or read only where the
+#                   setting is no network's
 #     python test   succeeds
 #
 # Any other kind is no command. $PORT is a free port.
@@ -36,8 +37,8 @@ from typing import NamedTuple
 import pytest
 
 from fastsocks.config import Config
-from support.namespaces import own_network
-from support.programs import first_line, need, plain_environment
+from support.namespaces import bare_network, own_network
+from support.programs import first_line, missing, need, plain_environment
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,7 +46,9 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGE
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 PATIENCE = 30
 LISTENING = "fastsocks listening on"
-SYSCTL = re.compile(r"^sysctl -w ([\w.-]+)=")
+SYSCTL = re.compile(r"sysctl -w ([\w.-]+)=('?)([\w ]+)\2")
+# Not of a network: to try them would change the machine that the tests run on.
+OF_THE_MACHINE = {"fs.pipe-user-pages-soft", "net.core.rmem_max", "net.core.wmem_max"}
 GREET = """
 import socket
 with socket.create_connection(("127.0.0.1", 1080), 30) as client:
@@ -91,6 +94,15 @@ def lines(*kinds: str) -> list[object]:
         if block.kind in kinds
         for number, line in enumerate(block.text.splitlines(), 1)
         if line.strip()
+    ]
+
+
+def settings_of_a_network() -> list[str]:
+    texts = [block.text for block in blocks() if block.kind == "sh root"]
+    return [
+        line
+        for line in "".join(texts).splitlines()
+        if not any(name in line for name in OF_THE_MACHINE)
     ]
 
 
@@ -251,10 +263,27 @@ def test_there_are_such_extras(block):
 @pytest.mark.parametrize("block", of("sh root"))
 def test_it_names_what_the_kernel_has(block):
     for line in block.text.splitlines():
-        found = SYSCTL.match(line)
+        found = SYSCTL.fullmatch(line)
         assert found, f"cannot be checked: {line}"
         path = Path("/proc/sys", *found[1].split("."))
         assert path.exists() or not path.parent.exists(), line
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("line", settings_of_a_network())
+def test_the_kernel_takes_it(line):
+    _, name, _, value, _ = SYSCTL.split(line)
+    enter = bare_network()
+    if os.statvfs("/proc/sys").f_flag & os.ST_RDONLY:
+        missing("a /proc/sys that may be written to", "run the tests outside this container")
+    need("sysctl")
+    # Its status is 0 whatever the kernel says.
+    script = f"{line}; sysctl -n {name}"
+    said = subprocess.run(
+        [*enter, "sh", "-ec", script], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert not said.stderr
+    assert said.stdout.splitlines()[-1].split() == value.split()
 
 
 def test_no_command_goes_unmarked():

@@ -42,6 +42,7 @@ PACKAGES = {
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
     "strace": "strace",
+    "sysctl": "procps",
     "tnftp": "tnftp",
     "unshare": "util-linux",
     "vsftpd": "vsftpd",
