@@ -14,8 +14,9 @@ from statistics import median
 from typing import Any
 from xml.sax.saxutils import escape
 
-from report import short
-from system import HERE
+from report import Figure, Table, Verdict, judge_all, short
+from system import HERE, System
+from systems import named
 from workloads import ALL, Metric, Workload
 
 DOCS = HERE.parent / "docs"
@@ -70,10 +71,23 @@ def page(parts: dict[str, Record]) -> str:
         text += [_circumstances(record)]
         if name == "loopback":
             text += ["\n![the same for more workloads](benchmarks-detail.svg)\n"]
-        for workload_name, found in record["workloads"].items():
-            if workload_name in WORKLOADS:
-                text += ["\n".join(_table(WORKLOADS[workload_name], found))]
+        known = {n: found for n, found in record["workloads"].items() if n in WORKLOADS}
+        figures = {n: _figures(found) for n, found in known.items()}
+        for workload_name, found in known.items():
+            workload = WORKLOADS[workload_name]
+            verdicts = judge_all(workload, figures[workload_name], figures)
+            text += ["\n".join(_table(workload, found, verdicts))]
     return "\n".join(text)
+
+
+def _figures(found: Record) -> Table:
+    return {
+        named(name): {
+            metric: Figure(tuple(figure["runs"])) for metric, figure in system["figures"].items()
+        }
+        for name, system in found["systems"].items()
+        if system["figures"]
+    }
 
 
 def _circumstances(record: Record) -> str:
@@ -91,7 +105,9 @@ def _circumstances(record: Record) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(workload: Workload, found: Record) -> Iterable[str]:
+def _table(
+    workload: Workload, found: Record, verdicts: dict[System, list[Verdict]]
+) -> Iterable[str]:
     systems = found["systems"]
     reference = systems.get(workload.reference or "", {}).get("figures", {})
     yield f"### {workload.name}: {workload.title}\n"
@@ -105,10 +121,10 @@ def _table(workload: Workload, found: Record) -> Iterable[str]:
             shown = f"**{name}**" if name.startswith("fastsocks") else name
             yield f"| {shown} | {' | '.join(cells)} | {sum(system['errors'].values())} |"
     yield ""
-    for name, system in systems.items():
-        for bar in system["bars"]:
-            if bar["verdict"] != "?":
-                yield f"- {bar['verdict']}: {name}: {bar['bar']}"
+    for judged, its in verdicts.items():
+        for verdict in its:
+            if verdict.word != "?":
+                yield f"- {verdict.word}: {judged.name}: {verdict.words}"
     unmeasured = [f"{name} ({_why(s)})" for name, s in systems.items() if s["given_up"]]
     if unmeasured:
         yield f"- could not be measured: {'; '.join(unmeasured)}"

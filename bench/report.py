@@ -64,6 +64,17 @@ def count_errors(outcomes: Iterable[Outcome]) -> dict[str, int]:
     return total
 
 
+def judge_all(
+    workload: Workload, table: Table, earlier: dict[str, Table]
+) -> dict[System, list[Verdict]]:
+    """Of each fastsocks with the native engine; ``earlier`` has the tables of other workloads."""
+    return {
+        system: [judge(bar, workload, system, table, earlier) for bar in workload.bars]
+        for system in table
+        if system.kind is Kind.OWN and not system.name.startswith("fastsocks-python")
+    }
+
+
 def judge(
     bar: Bar, workload: Workload, system: System, table: Table, earlier: dict[str, Table]
 ) -> Verdict:

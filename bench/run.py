@@ -25,7 +25,7 @@ from generators import compile_generators
 from measure import measure
 from place import LOOPBACK, VETH, Place, lay_veth
 from processes import Unmeasured
-from report import Table, Verdict, count_errors, judge, lay_out, summarise
+from report import Table, count_errors, judge_all, lay_out, summarise
 from system import Kind, System
 from systems import SYSTEMS, named
 from workloads import ALL, ITSELF, Outcome, Workload
@@ -229,12 +229,7 @@ def compare(
     reasons = {system: found.given_up for system, found in runs.items() if found.given_up}
     table: Table = {s: summarise(workload, found) for s, found in outcomes.items() if found}
     errors = {system: count_errors(outcomes[system]) for system in table}
-    verdicts: dict[System, list[Verdict]] = {
-        system: [judge(bar, workload, system, table, earlier) for bar in workload.bars]
-        for system in table
-        if system.kind is Kind.OWN and not system.name.startswith("fastsocks-python")
-    }
-    text = lay_out(workload, table, errors, verdicts)
+    text = lay_out(workload, table, errors, judge_all(workload, table, earlier))
     for system, reason in reasons.items():
         done = f"{len(outcomes[system])} of {rounds} rounds"
         text += f"\n  {system.name} was given up after {done}: {reason}"
@@ -248,10 +243,6 @@ def compare(
                     for name, f in table.get(system, {}).items()
                 },
                 "errors": errors.get(system, {}),
-                "bars": [
-                    {"bar": verdict.words, "verdict": verdict.word}
-                    for verdict in verdicts.get(system, [])
-                ],
                 "given_up": reasons.get(system),
                 "outcomes": outcomes[system],
             }

@@ -82,7 +82,11 @@ def _bulk(way: str, flows: int, *, wide: bool = False) -> Workload:
             Metric("rate", "GB/s", True, _rate(way, "bytes", scale=1e9)),
             Metric("cpu", "CPU s/GB", False, _cpu_per(way, "bytes", 1e9)),
         ),
-        bars=(Bar("rate", 8, "fastsocks-python"), Bar("cpu", 1.2, "haproxy")),
+        bars=(
+            Bar("rate", 8, "fastsocks-python"),
+            Bar("rate", 1.0, "peers"),
+            Bar("cpu", 1.0, "haproxy"),
+        ),
         reference="haproxy",
     )
 
@@ -149,6 +153,7 @@ CONN = (
     Metric("p99", "us p99", False, _latency("conn", "p99_us")),
 )
 FIRST_OF_SOCKS = (Bar("rate", 1.0, "SOCKS peers"), Bar("cpu", 1.0, "SOCKS peers"))
+FAR_AHEAD_OF_SOCKS = (Bar("rate", 1.3, "SOCKS peers"), Bar("cpu", 0.7, "SOCKS peers"))
 
 
 def _conn(name: str, title: str, *flags: object, password: bool = False) -> Workload:
@@ -157,7 +162,11 @@ def _conn(name: str, title: str, *flags: object, password: bool = False) -> Work
         title=f"{title} + 1-byte echo + close{' by RST' * (name == 'rst')}, 32 in flight",
         main=("--conn", 32, *flags),
         metrics=CONN,
-        bars=(Bar("rate", 0.9, ITSELF + "conn"),) * password + FIRST_OF_SOCKS,
+        bars=(
+            FAR_AHEAD_OF_SOCKS
+            if name == "rst"
+            else (Bar("rate", 0.9, ITSELF + "conn"),) * password + FIRST_OF_SOCKS
+        ),
         reference="microsocks" if name == "rst" else None,
         password=password,
         wide=True,
@@ -202,7 +211,7 @@ ALL = (
         title="connect + SOCKS5 handshake + 1-byte echo + close, 32 in flight",
         main=("--conn", 32),
         metrics=CONN,
-        bars=(Bar("rate", 1.15, "microsocks"), Bar("cpu", 0.85, "microsocks")),
+        bars=FAR_AHEAD_OF_SOCKS,
         reference="microsocks",
     ),
     Workload(

@@ -134,6 +134,8 @@ def refused_port() -> Iterator[int]:
             with contextlib.suppress(OSError):
                 held.bind(("127.0.0.1", port))
                 break
+        else:
+            pytest.fail("no port of that range is free")
         yield held.getsockname()[1]
 
 

@@ -1,8 +1,9 @@
 """Is what would be published whole? ``make dist`` and ``make wheels-check``.
 
-dist    sdist, a wheel built from it, and what is in both
-all     the same for every CPython >= 3.11 of this machine: the wheel is installed into
-        a clean virtual environment without a compiler and tried there; once more pure
+dist          sdist, a wheel built from it, and what is in both
+all           the same for every CPython >= 3.11 of this machine: the wheel is installed into
+              a clean virtual environment without a compiler and tried there; once more pure
+wheels DIR    what is in the wheels there, whoever built them
 
 It must not know how the package works: tests/test_wheel.py tries that.
 """
@@ -31,7 +32,27 @@ SHIPPED = re.compile(r"fastsocks/[\w/]+(\.py|\.pyi|\.so|\.[\w-]+\.so)|fastsocks/
 NO_COMPILER = {"CC": "false", "CXX": "false", "CPP": "false"}
 
 
-def main(what: str) -> None:
+def main(*arguments: str) -> None:
+    match arguments:
+        case () | ("dist",):
+            check_built(everywhere=False)
+        case ("all",):
+            check_built(everywhere=True)
+        case ("wheels", where):
+            check_given(Path(where))
+        case _:
+            sys.exit(__doc__)
+
+
+def check_given(where: Path) -> None:
+    wheels = sorted(where.glob("*.whl"))
+    require(bool(wheels), f"there are no wheels in {where}")
+    for wheel in wheels:
+        check_wheel(wheel, pure=is_pure(wheel))
+    run(sys.executable, "-m", "twine", "check", "--strict", *map(str, wheels))
+
+
+def check_built(everywhere: bool) -> None:
     shutil.rmtree(DIST, ignore_errors=True)
     run(sys.executable, "-m", "build", "--sdist", "--outdir", str(DIST), str(ROOT))
     sdist = only(DIST.glob("*.tar.gz"))
@@ -39,12 +60,12 @@ def main(what: str) -> None:
     wheel = build_wheel(sdist, sys.executable)
     check_wheel(wheel)
     run(sys.executable, "-m", "twine", "check", "--strict", str(sdist), str(wheel))
-    if what == "all":
+    if everywhere:
         check_identifiers()
         for python in interpreters():
             check_installed(build_wheel(sdist, python), python, "native")
         pure = build_wheel(sdist, sys.executable, FASTSOCKS_PURE="1")
-        require(pure.name.endswith("-py3-none-any.whl"), f"{pure.name} is not pure")
+        require(is_pure(pure), f"{pure.name} is not pure")
         check_wheel(pure, pure=True)
         check_installed(pure, sys.executable, "python")
 
@@ -64,7 +85,9 @@ def check_sdist(sdist: Path) -> None:
 
 def check_wheel(wheel: Path, pure: bool = False) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        files = {info.filename: info.file_size for info in archive.infolist()}
+        # auditwheel writes the folders as well.
+        infos = [info for info in archive.infolist() if not info.is_dir()]
+        files = {info.filename: info.file_size for info in infos}
         extensions = [name for name in files if name.endswith(".so")]
         for name in extensions:
             require(b".symtab" not in archive.read(name), f"{name} is not stripped")
@@ -76,6 +99,10 @@ def check_wheel(wheel: Path, pure: bool = False) -> None:
     size = sum(files[name] for name in extensions)
     require(size <= EXTENSIONS_MAX, f"the extensions of {wheel.name} have {size} octets")
     print(f"{wheel.name}: {len(shipped)} files, {size} octets of extensions", flush=True)
+
+
+def is_pure(wheel: Path) -> bool:
+    return wheel.name.endswith("-py3-none-any.whl")
 
 
 def check_identifiers() -> None:
@@ -138,6 +165,7 @@ def repaired(wheel: Path, where: Path) -> Path:
     with zipfile.ZipFile(result) as archive:
         vendored = [name for name in archive.namelist() if ".libs/" in name]
     require(not vendored, f"{result.name} would bring libraries with it: {vendored}")
+    check_wheel(result)
     return result
 
 
@@ -198,4 +226,4 @@ def require(condition: bool, message: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if sys.argv[1:] else "dist")
+    main(*sys.argv[1:])

@@ -7,9 +7,10 @@
 #     sh lines      the same for each line by itself, with addresses of this machine put in
 #     sh client     is what somebody does while a proxy serves; each line has to print a page
 #     sh fails      is refused with one line and status 2
-#     sh make       names targets of the Makefile
+#     sh make       names targets of the Makefile; what "make run" does is shown as well
 #     sh install    names extras that there are
-#     sh root       changes the machine, and is read only
+#     sh root       changes the machine: tried in a network of its own, or read only where the
+#                   setting is no network's
 #     python test   succeeds
 #
 # Any other kind is no command. $PORT is a free port.
@@ -25,6 +26,7 @@ import re
 import shlex
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -36,7 +38,8 @@ from typing import NamedTuple
 import pytest
 
 from fastsocks.config import Config
-from support.programs import need
+from support.namespaces import bare_network, own_network
+from support.programs import first_line, missing, need, plain_environment
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,7 +47,15 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGE
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
 PATIENCE = 30
 LISTENING = "fastsocks listening on"
-SYSCTL = re.compile(r"^sysctl -w ([\w.-]+)=")
+SYSCTL = re.compile(r"sysctl -w ([\w.-]+)=('?)([\w ]+)\2")
+# Not of a network: to try them would change the machine that the tests run on.
+OF_THE_MACHINE = {"fs.pipe-user-pages-soft", "net.core.rmem_max", "net.core.wmem_max"}
+GREET = """
+import socket
+with socket.create_connection(("127.0.0.1", 1080), 30) as client:
+    client.sendall(b"\\5\\1\\0")
+    print(client.recv(2).hex())
+"""
 
 # What the pages say about a reader's machine, and what it is here.
 ELSEWHERE = (
@@ -84,6 +95,15 @@ def lines(*kinds: str) -> list[object]:
         if block.kind in kinds
         for number, line in enumerate(block.text.splitlines(), 1)
         if line.strip()
+    ]
+
+
+def settings_of_a_network() -> list[str]:
+    texts = [block.text for block in blocks() if block.kind == "sh root"]
+    return [
+        line
+        for line in "".join(texts).splitlines()
+        if not any(name in line for name in OF_THE_MACHINE)
     ]
 
 
@@ -196,6 +216,42 @@ def test_the_makefile_has_it(block):
     assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+@pytest.mark.linux
+def test_the_first_command_of_all_serves():
+    """`make run`, where nobody else has its port; what it would build is there."""
+    bindir = Path(sys.executable).parent
+    environment = {
+        name: value
+        for name, value in plain_environment().items()
+        if not name.startswith(("MAKE", "MFLAGS"))  # of the one that runs the tests
+    }
+    make = [need("make"), "-s", "-C", str(ROOT), "-o", ".venv/installed", f"BIN={bindir}", "run"]
+    with own_network() as enter:
+        process = subprocess.Popen(
+            [*enter, *make],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            assert first_line(process).startswith(f"{LISTENING} 127.0.0.1:1080 ")
+            greet = [*enter, sys.executable, "-c", GREET]
+            assert subprocess.check_output(greet, text=True, timeout=PATIENCE) == "0500\n"
+            process.terminate()
+            # Which make hands on; the output ends with the last that holds it.
+            said, _ = process.communicate(timeout=PATIENCE)
+            assert b"Traceback" not in said
+            assert process.returncode == -signal.SIGTERM, said
+            assert subprocess.run(greet, capture_output=True, timeout=PATIENCE).returncode == 1
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(PATIENCE)
+            process.stdout.close()
+
+
 @pytest.mark.parametrize("block", lines("sh install"))
 def test_there_are_such_extras(block):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -208,10 +264,27 @@ def test_there_are_such_extras(block):
 @pytest.mark.parametrize("block", of("sh root"))
 def test_it_names_what_the_kernel_has(block):
     for line in block.text.splitlines():
-        found = SYSCTL.match(line)
+        found = SYSCTL.fullmatch(line)
         assert found, f"cannot be checked: {line}"
         path = Path("/proc/sys", *found[1].split("."))
         assert path.exists() or not path.parent.exists(), line
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("line", settings_of_a_network())
+def test_the_kernel_takes_it(line):
+    _, name, _, value, _ = SYSCTL.split(line)
+    enter = bare_network()
+    if os.statvfs("/proc/sys").f_flag & os.ST_RDONLY:
+        missing("a /proc/sys that may be written to", "run the tests outside this container")
+    need("sysctl")
+    # Its status is 0 whatever the kernel says.
+    script = f"{line}; sysctl -n {name}"
+    said = subprocess.run(
+        [*enter, "sh", "-ec", script], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert not said.stderr
+    assert said.stdout.splitlines()[-1].split() == value.split()
 
 
 def test_no_command_goes_unmarked():
@@ -265,10 +338,78 @@ def anchors(page: Path) -> set[str]:
 # -- where others start it ---------------------------------------------------
 
 
+class Answering(socketserver.BaseRequestHandler):
+    """As a web server answers what is not HTTP."""
+
+    def handle(self) -> None:
+        self.request.recv(100)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def stages() -> list[list[str]]:
+    """The instructions of each stage of the Dockerfile."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
+    instructions = text.replace("\\\n", " ").split("\nFROM ")
+    return [f"FROM {stage}".splitlines() for stage in instructions[1:]]
+
+
+def instruction(pattern: str) -> str:
+    """What stands in the one instruction of the last stage that the pattern matches."""
+    [found] = [match for line in stages()[-1] if (match := re.fullmatch(pattern, line))]
+    return found[1]
+
+
+def probe_of(port: int) -> list[str]:
+    python, *arguments = json.loads(instruction(r"HEALTHCHECK .* CMD (\[.*\])"))
+    assert python == "python"
+    return [sys.executable, *(argument.replace("1080", str(port)) for argument in arguments)]
+
+
+def test_the_container_has_no_compiler_and_is_not_root():
+    build, final = stages()
+    name = re.fullmatch(r"FROM \S+ AS (\w+)", build[0])[1]
+    assert instruction(rf"COPY --from={name} (\S+) \1")
+    assert not [line for line in final if line.startswith("RUN")]
+    # A number, of which Kubernetes can see that it is not root's.
+    assert int(instruction(r"USER (\d+):[1-9]\d*")) > 0
+
+
+def test_the_container_is_built_of_all_that_pip_reads():
+    assert "COPY . ." in stages()[0]
+    patterns = (ROOT / ".dockerignore").read_text("utf-8").split()
+    assert not [line for line in patterns if set(line) & set("!?[\\#")], "cannot be checked"
+    globs = "|".join(
+        re.escape(line).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*") for line in patterns
+    )
+    ignored = re.compile(rf"(?:{globs})(?:/.*)?")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    read = ["pyproject.toml", "setup.py", project["readme"], *project["license-files"]]
+    kinds = {".py", ".pyi", ".pyx", ".pxd", ".h", ".typed"}
+    sources = [path for path in (ROOT / "src" / "fastsocks").rglob("*") if path.suffix in kinds]
+    assert {path.suffix for path in sources} == kinds
+    read += [path.relative_to(ROOT).as_posix() for path in sources]
+    assert [path for path in read if ignored.fullmatch(path)] == []
+    # What was built here is for another machine.
+    for built in ("src/fastsocks/_udp.c", "src/fastsocks/_udp.cpython-314.so", ".venv/bin/python"):
+        assert ignored.fullmatch(built)
+
+
+def test_the_container_is_found_ill(refused_port):
+    """Where nobody listens, and where somebody else does."""
+    with socketserver.TCPServer(("127.0.0.1", 0), Answering) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            for port in (refused_port, other.server_address[1]):
+                probed = subprocess.run(probe_of(port), capture_output=True, timeout=PATIENCE)
+                assert probed.returncode == 1, probed.stderr
+        finally:
+            other.shutdown()
+            thread.join()
+
+
 def test_the_container_serves_and_is_found_healthy(tmp_path):
-    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
-    entry = json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", dockerfile, re.MULTILINE)[1])
-    probe = json.loads(re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile, re.MULTILINE)[1])
+    entry = json.loads(instruction(r"ENTRYPOINT (\[.*\])"))
     flags = json.loads(
         re.search(r"command: (\[.*\])", (ROOT / "compose.yaml").read_text("utf-8"))[1]
     )
@@ -276,8 +417,7 @@ def test_the_container_serves_and_is_found_healthy(tmp_path):
     command = shlex.join([*entry, *flags]).replace("1080", port)
     with running("sh", f"exec {command}", tmp_path, FASTSOCKS_PASSWORD="secret") as said:
         assert said.startswith(f"{LISTENING} 0.0.0.0:{port} ")
-        healthy = [argument.replace("1080", port) for argument in probe]
-        subprocess.run([sys.executable, *healthy[1:]], check=True, timeout=PATIENCE)
+        subprocess.run(probe_of(int(port)), check=True, timeout=PATIENCE)
 
 
 def test_the_unit_has_flags_that_serve(tmp_path):

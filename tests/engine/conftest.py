@@ -23,12 +23,11 @@ import pytest
 
 import fastsocks
 from fastsocks import engine as contract
-from support.ends import Far, Relayed, reset
+from support.ends import PATIENCE, Far, Relayed, reset
 from support.holes import black_hole
 from support.system import open_descriptors
 
 MIB = 1 << 20
-PATIENCE = 30.0  # seconds for what should come at once, on a machine busy elsewhere
 
 # Coverage traces the loop's thread only, and a relay thread that is traced would wait for
 # the interpreter that waits for its end: so there the loop's thread relays.

@@ -21,11 +21,7 @@ async def test_both_ends_write_10_mb_before_they_read(make_way, payload, calm):
         asyncio.ensure_future(relayed.client.send(up)),
         asyncio.ensure_future(relayed.remote.send(down)),
     ]
-    moved, still = -1, 0
-    while still < 6:
-        still = still + 1 if rig.moved() == moved else 0
-        moved = rig.moved()
-        await asyncio.sleep(0.02)
+    await rig.stuck()
     assert not any(task.done() for task in sending), "nothing was blocked"
     await calm()
     got = await asyncio.gather(relayed.remote.read(len(up)), relayed.client.read(len(down)))

@@ -48,11 +48,7 @@ async def test_class_1_the_end_is_passed_on_while_octets_are_held(make_way, payl
     sending = asyncio.ensure_future(relayed.client.send(data))
     got = await relayed.remote.read(4 * MIB)  # now it streams
     await rig.until(lambda: sending.done() or rig.moved() >= 4 * MIB, "the sender goes on")
-    moved, still = -1, 0
-    while still < 5:  # all that fits between is full
-        still = still + 1 if rig.moved() == moved else 0
-        moved = rig.moved()
-        await asyncio.sleep(0.01)
+    await rig.stuck()
     finishing = asyncio.ensure_future(sending)
     finishing.add_done_callback(lambda _: relayed.client.finish())
     got += await relayed.remote.read_to_end()

@@ -178,7 +178,7 @@ async def test_stop_on_another_loop_is_refused(serve, dial, echo):
         assert await client.echoes()
 
 
-def test_stop_after_the_loop_is_closed(serve, descriptors_balance):
+def test_stop_after_the_loop_is_closed(serve, until, descriptors_balance):
     """By a program that has forgotten it: nothing stays open."""
     loop = asyncio.new_event_loop()
 
@@ -187,8 +187,7 @@ def test_stop_after_the_loop_is_closed(serve, descriptors_balance):
         server.start()
         clients = [socket.create_connection(server.addresses[0]) for _ in range(3)]
         clients[0].send(b"\x05")
-        while server.sessions < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.sessions == 3, "three sessions")
         return server, clients
 
     server, clients = loop.run_until_complete(start())

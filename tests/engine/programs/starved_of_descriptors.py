@@ -1,5 +1,6 @@
 # A process with few descriptors: relays each client to an echo of its own, prints its port, logs
-# to stderr one line for each record, and ends at the end of its input.
+# to stderr one line for each record, prints for each line of its input how often accepting has
+# paused, and ends at the end of its input.
 #
 #     starved_of_descriptors.py ENGINE
 #
@@ -58,7 +59,14 @@ async def main(engine_name: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + SPARE, lowest + SPARE))
     print(port, flush=True)
     finished = asyncio.Event()
-    loop.add_reader(sys.stdin.fileno(), finished.set)
+
+    def on_input() -> None:
+        if os.read(sys.stdin.fileno(), 1):
+            print(engine.counters()["accept_pauses"], flush=True)
+        else:
+            finished.set()
+
+    loop.add_reader(sys.stdin.fileno(), on_input)
     await finished.wait()
     loop.remove_reader(sys.stdin.fileno())
     engine.close()

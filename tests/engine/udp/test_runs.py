@@ -78,7 +78,9 @@ async def test_runs_to_several_targets_do_not_mix(make_native_place, payload):
 
 @pytest.mark.parametrize("size", [1, 100, 1000])
 async def test_a_run_that_comes_in_one(make_native_place, header, payload, size):
-    """The client and the target use UDP_SEGMENT too: the engine gets a run ready-made."""
+    """The client and the target use UDP_SEGMENT too: the engine gets a run ready-made. Without
+    UDP_GRO on the socket that it comes in on, it would be cut up on the way in, and leave in
+    batches of what one receive takes."""
     place = make_native_place()
     client, target = place.client(), place.target()
     assert await client.ping(target) == b"ping"
@@ -90,10 +92,13 @@ async def test_a_run_that_comes_in_one(make_native_place, header, payload, size)
     cut = [(SOL_UDP, UDP_SEGMENT, (len(head) + size).to_bytes(2, "little"))]
     client.sock.sendmsg([run], cut, 0, client.relay)
     assert await all_of(target, 41) == payloads
+    await place.rig.until(lambda: gso_sends(place) > 0, "the run is counted")
+    assert gso_sends(place) == 1, "cut up on the way up"
     cut = [(SOL_UDP, UDP_SEGMENT, size.to_bytes(2, "little"))]
     target.sock.sendmsg([b"".join(payloads)], cut, 0, outside)
     assert await all_of(client, 41) == [head + piece for piece in payloads]
-    await place.rig.until(lambda: gso_sends(place) >= 2, "both runs sent in one")
+    await place.rig.until(lambda: gso_sends(place) > 1, "the run is counted")
+    assert gso_sends(place) == 2, "cut up on the way down"
 
 
 async def test_a_run_of_other_destinations_comes_apart(make_native_place, header):

@@ -214,15 +214,14 @@ def pool_threads() -> list[threading.Thread]:
     return [one for one in threading.enumerate() if one.name.startswith("fastsocks-auth")]
 
 
-def test_the_loop_may_be_gone_before_a_check_ends(world, file, caplog):
+def test_the_loop_may_be_gone_before_a_check_ends(world, file, until, caplog):
     """Told to stop in the middle of a login: nothing to be read in the log about it."""
     world.go_on.clear()
 
     async def stop_early():
         users = Users({}, str(file), world.clock, world.sleep)
         login = asyncio.ensure_future(users.verify(HERE, b"alice", RIGHT))
-        while not world.checked:
-            await asyncio.sleep(0.001)
+        await until(lambda: world.checked, "its check has begun")
         login.cancel()
         users.close()
 
