@@ -21,7 +21,7 @@ from fastsocks import addresses, routes
 from fastsocks.addresses import Judge
 from fastsocks.clients import network_of
 from fastsocks.engine import Address, Association, Conn, Engine
-from fastsocks.errors import DialError, ProtocolError, Reply, RuleDenied, SocksError
+from fastsocks.errors import DialError, NotJudged, ProtocolError, Reply, RuleDenied, SocksError
 from fastsocks.flow import Flow
 from fastsocks.literals import family_of
 from fastsocks.proto import wire
@@ -30,8 +30,9 @@ from fastsocks.resolve import Resolver
 
 # Names of one association that may wait for the resolver at once.
 NAMES_LIMIT = 32
-# Seconds that an answer for a name is good for. An address keeps its verdict.
+# Seconds that an answer for a name is good for. An address keeps its verdict, where there is one.
 NAME_TTL, FAILED_NAME_TTL = 60.0, 5.0
+NOT_JUDGED_TTL = 1.0
 
 log = logging.getLogger("fastsocks.associate")
 
@@ -131,8 +132,13 @@ class Targets:
             association.answer(atyp, raw, port, None, 0)
             return
         if not is_name:
-            address = (host, port) if self._may_reach(host, port) else None
-            association.answer(atyp, raw, port, address, 0)
+            ttl = 0.0
+            try:
+                address = (host, port) if self._may_reach(host, port) else None
+            except NotJudged as error:
+                self._tell(error)
+                address, ttl = old, NOT_JUDGED_TTL
+            association.answer(atyp, raw, port, address, ttl)
         elif len(self._names) >= NAMES_LIMIT:
             association.answer(atyp, raw, port, old, FAILED_NAME_TTL)
         else:
@@ -176,8 +182,11 @@ class Targets:
         return next(ways, allowed[-1] if allowed else None)
 
     def _may_reach(self, host: str, port: int) -> bool:
+        """Raises NotJudged, which is no verdict to be remembered."""
         try:
             self._judge.judge(self._client_host, host, port, datagram=True)
+        except NotJudged:
+            raise
         except RuleDenied as error:
             self._tell(error)
             return False
