@@ -14,6 +14,7 @@ import collections
 import errno
 import functools
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -174,12 +175,16 @@ class Targets:
     async def _resolve(self, name: str, port: int, old: Address | None) -> str | None:
         """The first address of a name that may be reached, and that there is a way to; the
         one that it had before the others, which an answer whose order changes would move a
-        flow to."""
+        flow to. Raises DialError where it cannot be told which."""
         found = await self._resolver.resolve(name, self._timeout, self._client_host)
         known = sorted(found, key=lambda host: old is None or host != old[0])
         allowed = [host for host in known if self._may_reach(host, port)]
         ways = (host for host in allowed[:-1] if routes.exists(host, port))
-        return next(ways, allowed[-1] if allowed else None)
+        try:
+            return next(ways, allowed[-1] if allowed else None)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise DialError(f"{name}: no way to it can be looked for: {reason}") from None
 
     def _may_reach(self, host: str, port: int) -> bool:
         """Raises NotJudged, which is no verdict to be remembered."""

@@ -61,3 +61,19 @@ async def test_lack_of_a_descriptor_cuts_no_flow_to_a_name(
     assert await one.reaches(target, "target.test")
     kernel.lacks_descriptors = True
     await reaches_until(lambda: names.asked.count("target.test") == 4, one, target)
+
+
+@pytest.mark.parametrize("lack", [errno.EMFILE, errno.ENOBUFS])
+async def test_lack_that_hides_the_way_moves_no_flow(
+    server, associated, datagrams, names, soon_old, monkeypatch, lack
+):
+    """It does not say that there is none, so that another address would be tried."""
+    names.answers["target.test"] = ["127.0.0.1", "127.0.0.9"]
+    one, target = await associated(server), datagrams()
+    assert await one.reaches(target, "target.test")
+
+    def source_towards(host, port):
+        raise OSError(lack, os.strerror(lack))
+
+    monkeypatch.setattr(routes, "source_towards", source_towards)
+    await reaches_until(lambda: names.asked.count("target.test") == 4, one, target)
