@@ -168,6 +168,9 @@ class Targets:
         except SocksError as error:
             self._tell(error)
             address = old  # a look-up that fails cuts no flow that stands
+        except MemoryError:
+            self._quiet.warning("memory", "%s: no memory to look a name up", self._flow)
+            address = old
         except Exception:
             log.exception("%s: a name could not be judged", self._flow)
         answer(address, ttl)

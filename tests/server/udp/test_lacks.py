@@ -9,6 +9,7 @@ import os
 import pytest
 
 from fastsocks import addresses, associate, routes
+from fastsocks.resolve import Resolver
 from support.udp import reaches_until
 
 
@@ -77,3 +78,21 @@ async def test_lack_that_hides_the_way_moves_no_flow(
 
     monkeypatch.setattr(routes, "source_towards", source_towards)
     await reaches_until(lambda: names.asked.count("target.test") == 4, one, target)
+
+
+async def test_lack_of_memory_cuts_no_flow_to_a_name(
+    server, associated, datagrams, names, soon_old, monkeypatch, caplog
+):
+    names.answers["target.test"] = ["127.0.0.1"]
+    one, target = await associated(server), datagrams()
+    assert await one.reaches(target, "target.test")
+    tried = []
+
+    async def resolve(*_):
+        tried.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(Resolver, "resolve", resolve)
+    await reaches_until(lambda: len(tried) == 3, one, target)
+    assert "no memory to look a name up" in caplog.text
+    assert "Traceback" not in caplog.text
