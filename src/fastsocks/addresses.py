@@ -24,7 +24,7 @@ import socket
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from fastsocks.errors import Reply, RuleDenied
+from fastsocks.errors import NotJudged, Reply, RuleDenied
 from fastsocks.literals import family_of
 from fastsocks.routes import ANY_PORT, Here, leads_here
 
@@ -184,7 +184,8 @@ class Judge:
 
     def judge(self, client_host: str, host: str, port: int, datagram: bool = False) -> None:
         """Raises RuleDenied, with the range in its reason, if ``client_host`` may not
-        reach ``host``. Both are IP literals; IPv6 ones may carry a scope."""
+        reach ``host``, NotJudged (which is one) where that cannot be told now. Both are IP
+        literals; IPv6 ones may carry a scope."""
         reading = read(host)
         if reading.family not in self._families:
             raise RuleDenied(
@@ -198,9 +199,8 @@ class Judge:
                 self._refuse_own(reading, host)
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            raise RuleDenied(
-                f"{host}: whether it is an address of this machine cannot be told: {reason}",
-                Reply.GENERAL_FAILURE,
+            raise NotJudged(
+                f"{host}: whether it is an address of this machine cannot be told: {reason}"
             ) from None
         for row, packed in reading.ranges:
             may_be_allowed = row.use is Use.SPECIAL or (row.use is Use.GROUP and datagram)

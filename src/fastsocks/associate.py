@@ -14,6 +14,7 @@ import collections
 import errno
 import functools
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from fastsocks import addresses, routes
 from fastsocks.addresses import Judge
 from fastsocks.clients import network_of
 from fastsocks.engine import Address, Association, Conn, Engine
-from fastsocks.errors import DialError, ProtocolError, Reply, RuleDenied, SocksError
+from fastsocks.errors import DialError, NotJudged, ProtocolError, Reply, RuleDenied, SocksError
 from fastsocks.flow import Flow
 from fastsocks.literals import family_of
 from fastsocks.proto import wire
@@ -30,8 +31,9 @@ from fastsocks.resolve import Resolver
 
 # Names of one association that may wait for the resolver at once.
 NAMES_LIMIT = 32
-# Seconds that an answer for a name is good for. An address keeps its verdict.
+# Seconds that an answer for a name is good for. An address keeps its verdict, where there is one.
 NAME_TTL, FAILED_NAME_TTL = 60.0, 5.0
+NOT_JUDGED_TTL = 1.0
 
 log = logging.getLogger("fastsocks.associate")
 
@@ -131,8 +133,13 @@ class Targets:
             association.answer(atyp, raw, port, None, 0)
             return
         if not is_name:
-            address = (host, port) if self._may_reach(host, port) else None
-            association.answer(atyp, raw, port, address, 0)
+            ttl = 0.0
+            try:
+                address = (host, port) if self._may_reach(host, port) else None
+            except NotJudged as error:
+                self._tell(error)
+                address, ttl = old, NOT_JUDGED_TTL
+            association.answer(atyp, raw, port, address, ttl)
         elif len(self._names) >= NAMES_LIMIT:
             association.answer(atyp, raw, port, old, FAILED_NAME_TTL)
         else:
@@ -161,6 +168,9 @@ class Targets:
         except SocksError as error:
             self._tell(error)
             address = old  # a look-up that fails cuts no flow that stands
+        except MemoryError:
+            self._quiet.warning("memory", "%s: no memory to look a name up", self._flow)
+            address = old
         except Exception:
             log.exception("%s: a name could not be judged", self._flow)
         answer(address, ttl)
@@ -168,16 +178,23 @@ class Targets:
     async def _resolve(self, name: str, port: int, old: Address | None) -> str | None:
         """The first address of a name that may be reached, and that there is a way to; the
         one that it had before the others, which an answer whose order changes would move a
-        flow to."""
+        flow to. Raises DialError where it cannot be told which."""
         found = await self._resolver.resolve(name, self._timeout, self._client_host)
         known = sorted(found, key=lambda host: old is None or host != old[0])
         allowed = [host for host in known if self._may_reach(host, port)]
         ways = (host for host in allowed[:-1] if routes.exists(host, port))
-        return next(ways, allowed[-1] if allowed else None)
+        try:
+            return next(ways, allowed[-1] if allowed else None)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise DialError(f"{name}: no way to it can be looked for: {reason}") from None
 
     def _may_reach(self, host: str, port: int) -> bool:
+        """Raises NotJudged, which is no verdict to be remembered."""
         try:
             self._judge.judge(self._client_host, host, port, datagram=True)
+        except NotJudged:
+            raise
         except RuleDenied as error:
             self._tell(error)
             return False

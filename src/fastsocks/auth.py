@@ -13,7 +13,6 @@ messages; it is asked with what the client claims.
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import functools
 import hashlib
@@ -92,8 +91,7 @@ class Users:
         self._back_off = BackOff(clock)
         self._path = path
         self._hashes: dict[bytes, str] = {}
-        # What takes as long as checking one of the file's users; for those it lacks.
-        self._decoy: str | None = None
+        self._decoys: list[str] = []  # the same hashes, by what they cost
         self._version: users_file.Version | None = None  # None: it could not be read
         self._complaint = ""  # the last, which is told once
         self._next_look = clock() + LOOK_EVERY
@@ -136,7 +134,7 @@ class Users:
                 await self._sleep(wait)
             if self._knows(user, password):
                 granted = True
-            elif stored := self._hashes.get(user, self._decoy):
+            elif stored := self._hashes.get(user, self._decoy(user)):
                 answer = await asyncio.shield(self._check(host, user, stored, password))
                 if answer is None:
                     raise NotChecked("the password could not be checked")
@@ -177,8 +175,7 @@ class Users:
         self._hashes = fresh.hashes
         self._version = fresh.version
         self._proven.clear()
-        usual = collections.Counter(map(cost, fresh.hashes.values())).most_common(1)
-        self._decoy = next((one for one in fresh.hashes.values() if cost(one) == usual[0][0]), None)
+        self._decoys = sorted(fresh.hashes.values(), key=cost)
 
     def _look(self, path: str, now: float) -> None:
         """Reads the file again if it is another one than last time, or could not be read."""
@@ -204,6 +201,15 @@ class Users:
         self._complaint = ""
         log.info("users %s: read again, with %d in it", path, len(fresh.hashes))
         return True
+
+    def _decoy(self, user: bytes) -> str | None:
+        """Whose hash is checked for a user that the file lacks: always one of the same cost for
+        him, and of each cost for as many as among the file's own users, so that how long it takes
+        says nothing of him. A user more or less changes that for few, as they are in order."""
+        if not self._decoys:
+            return None
+        digest = hashlib.blake2b(user, key=self._key, digest_size=8, person=b"decoy").digest()
+        return self._decoys[int.from_bytes(digest) * len(self._decoys) >> 64]
 
     # -- judging -----------------------------------------------------------
 

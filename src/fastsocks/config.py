@@ -17,7 +17,7 @@ from fastsocks.capacity import PIPE_SIZE_MAX, default_max_pipes, default_max_ses
 from fastsocks.engine import Settings
 from fastsocks.errors import ConfigError
 from fastsocks.literals import family_of, is_group, is_literal, is_one_host, unmapped
-from fastsocks.ranges import Rule, parse_rule
+from fastsocks.ranges import Rule, hold_everyone, parse_rule
 from fastsocks.resolve import ORDER, is_wanted
 
 ENGINES = ("auto", "native", "python")
@@ -192,15 +192,20 @@ class Config:
         if self.login_needed or self.open:
             return
         rules = self.ident_rules
-        if rules and not any(one.ranges.is_everyone and one.names is None for one in rules):
-            return
+        who, remedy = "anyone who reaches this address could use the proxy", "ident ranges"
+        if rules:
+            if not hold_everyone(one.ranges for one in rules):
+                return
+            who += ", as the ident ranges are everyone"
+            if any(one.names is not None for one in rules):
+                who += " (and a stranger's own identd gives any name)"
+            remedy = "narrower ident ranges"
         for text in self.listen:
             host, _ = parse_listener(text)
             if not is_loopback(host):
                 raise ConfigError(
-                    f"listen {text}: anyone who reaches this address could use the proxy;"
-                    " configure a user or ident ranges (other than of everyone), listen on"
-                    " loopback, or say open=True"
+                    f"listen {text}: {who}; configure a user or {remedy}, listen on loopback,"
+                    " or say open=True"
                 )
 
     @property

@@ -106,7 +106,10 @@ class Settings:
         """Whether the kernel has to find out that a silent peer is gone. It asks after
         two hours, so shorter timeouts leave nothing to ask, and no timer to set for
         each connection."""
-        limits = (self.idle_timeout, self.half_closed_timeout, self.udp_timeout)
+        limits = (
+            *(self.handshake_timeout, self.idle_timeout),
+            *(self.half_closed_timeout, self.udp_timeout),
+        )
         return not all(0 < limit < KEEPALIVE_AFTER for limit in limits)
 
 

@@ -86,6 +86,13 @@ class RuleDenied(SocksError):
         super().__init__(reason, reply)
 
 
+class NotJudged(RuleDenied):
+    """Whether this client may reach the destination cannot be told now, for trouble of our own."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, Reply.GENERAL_FAILURE)
+
+
 class DialError(SocksError):
     """No connection to the remote could be made."""
 

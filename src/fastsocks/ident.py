@@ -30,8 +30,9 @@ KEEP_LIMIT = 1024  # hosts
 
 NO_ANSWER = (Outcome.REFUSED, Outcome.TIMEOUT, Outcome.UNREACHABLE)
 
-# Trouble of our own (no descriptor, memory or port is left) says nothing about a host.
-OWN_TROUBLE = LACKS | {errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EPERM}
+# Trouble of our own (no descriptor, memory or port is left) says nothing about a host. ENOSPC
+# is epoll's, without room for one more.
+OWN_TROUBLE = LACKS | {errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOSPC, errno.EPERM}
 
 
 class Verdict(NamedTuple):

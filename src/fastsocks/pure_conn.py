@@ -158,8 +158,8 @@ class Conn:
         """Waits until the socket is readable or writable; raises what ``fail`` is told."""
         loop = self.engine.loop
         waiter = self._waiters[mode] = loop.create_future()
-        (loop.add_writer if mode else loop.add_reader)(self._fd, self._on_ready, mode)
         try:
+            (loop.add_writer if mode else loop.add_reader)(self._fd, self._on_ready, mode)
             await waiter
         finally:
             if self._waiters[mode] is waiter:

@@ -153,9 +153,13 @@ class Association:
         self._control, self._flow, self._handle = control, flow, handle
         limit = self._engine.settings.udp_timeout
         self._timer = IdleTimer(loop, limit, self._on_idle, lambda: bool(self._held))
-        make_ready(self._client)
-        loop.add_reader(self._client.fileno(), self._on_client)
-        self._engine.spawn(self._watch_control(control))
+        try:
+            make_ready(self._client)
+            loop.add_reader(self._client.fileno(), self._on_client)
+            self._engine.spawn(self._watch_control(control))
+        except (OSError, MemoryError) as error:  # epoll may have no room
+            number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+            self.end(contract.KILLED, number or 0)
 
     async def _watch_control(self, control: Conn) -> None:
         """What the client says there means nothing, that it ends means everything."""
@@ -336,10 +340,10 @@ class Association:
                 remote.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             make_ready(remote)
             remote.bind(self._source(family))
+            self._engine.loop.add_reader(remote.fileno(), self._on_remote, remote)
         except OSError:
             remote.close()
             raise
-        self._engine.loop.add_reader(remote.fileno(), self._on_remote, remote)
         self._remotes[family] = remote
         self._engine.own_ports.add(remote.getsockname())
         return remote

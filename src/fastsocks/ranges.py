@@ -36,6 +36,14 @@ Position = tuple[int, int]
 """(4 or 6, the address as a number): comparable within a family."""
 
 
+# The hosts of the Internet have none below nor above these (RFC 791 3.2, RFC 1112 4, RFC 4291
+# 2.4), so that leaving those out keeps nobody out.
+STRANGERS: tuple[tuple[Position, Position], ...] = (
+    ((4, 1 << 24), (4, (224 << 24) - 1)),  # 1.0.0.0 to 223.255.255.255
+    ((6, 1 << 125), (6, (1 << 126) - 1)),  # 2000::/3
+)
+
+
 class Hosts(Protocol):
     """Names and addresses of hosts, each look-up bounded in time. Both raise TimeoutError
     if there is no answer: nothing is known of the name then, not even that it is none."""
@@ -57,11 +65,6 @@ class Span(NamedTuple):
     def contains(self, position: Position) -> bool:
         return self.first <= position <= self.last
 
-    @property
-    def is_everything(self) -> bool:
-        """Of one family."""
-        return self == whole_family(self.first[0])
-
 
 class Ranges:
     """A set of addresses. Raises ValueError for an entry that is none of the above,
@@ -78,10 +81,6 @@ class Ranges:
     @property
     def needs_names(self) -> bool:
         return bool(self._suffixes or self._names or self._name_pairs)
-
-    @property
-    def is_everyone(self) -> bool:
-        return any(span.is_everything for span in self.spans)
 
     def contains_now(self, address: str) -> bool | None:
         """None if that depends on a name."""
@@ -214,6 +213,18 @@ def parse(text: str) -> Ranges:
     if not entries:
         raise ValueError('no range, such as "192.0.2." or "." for everyone')
     return Ranges(entries)
+
+
+def hold_everyone(ranges: Iterable[Ranges]) -> bool:
+    """Whether they have, between them, every address that a stranger of one family may have."""
+    spans = sorted(span for one in ranges for span in one.spans)
+    for missing, highest in STRANGERS:
+        for first, last in spans:
+            if first <= missing <= last:
+                missing = last[0], last[1] + 1
+        if missing > highest:
+            return True
+    return False
 
 
 async def is_among(position: Position, name: str, hosts: Hosts) -> bool:

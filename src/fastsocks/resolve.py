@@ -187,6 +187,7 @@ class Lookup:
         except Exception as error:
             # The IDNA codec has errors of its own; and nothing may end this thread.
             failure = f"cannot be resolved ({type(error).__name__})"
+            lasting = not isinstance(error, MemoryError)
         # RuntimeError: the loop is closed, so nobody is left to be told.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._on_found, self, found, failure, lasting)

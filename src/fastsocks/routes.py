@@ -134,9 +134,12 @@ def source_towards(host: str, port: int = ANY_PORT) -> str:
 
 
 def exists(host: str, port: int) -> bool:
-    """Whether there is any way to an IP literal."""
+    """Whether there is any way to an IP literal. Raises OSError where there is no descriptor or
+    memory to ask with."""
     try:
         source_towards(host, port)
-    except OSError:
+    except OSError as error:
+        if error.errno in LACKS:
+            raise
         return False
     return True

@@ -146,6 +146,8 @@ class Sessions:
             self._quiet.info("timeout", "%s: handshake not finished in time", flow)
         except OSError as error:
             log.debug("%s: client left: %s", flow, error)
+        except MemoryError:  # which strangers can bring about, of each session
+            self._quiet.warning("memory", "%s ended for want of memory", flow)
         except Exception:
             log.exception("%s ended by an error in fastsocks", flow)
         finally:

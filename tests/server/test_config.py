@@ -203,9 +203,26 @@ def test_loopback_needs_no_user(listen):
 
 
 @pytest.mark.parametrize(
+    "ident",
+    [["."], [".=alice"], ["0.0.0.0/1;128.0.0.0/1=alice"], ["10.", "0.0.0.0/1=me", "128.0.0.0/1"]],
+    ids=str,
+)
+def test_ident_ranges_that_are_everyone_close_nothing(ident):
+    """Nor do names: whoever comes answers for his own identd."""
+    has_names = any("=" in rule for rule in ident)
+    with pytest.raises(ConfigError, match=r"narrower ident ranges, .* open=True") as caught:
+        Config(listen=["0.0.0.0:1080"], ident=ident)
+    assert ("gives any name" in str(caught.value)) is has_names
+    assert Config(listen=["127.0.0.1:1080"], ident=ident)
+    assert Config(listen=["0.0.0.0:1080"], ident=ident, open=True)
+    assert Config(listen=["0.0.0.0:1080"], ident=ident, users={"me": "pw"})
+
+
+@pytest.mark.parametrize(
     "more",
     [
         {"open": True},
+        {"ident": ["10.=alice", "192.0.2.7"]},
         {"users": {"me": "pw"}},
         {"users_file": "users"},
         {"authenticator": print},

@@ -91,9 +91,12 @@ def test_a_user_beyond_the_first_plane(file):
     assert Config(**settings).ident == ["10.=\U0001f600;bob"]
 
 
-def test_everyone_from_everywhere_has_to_be_meant(file):
+@pytest.mark.parametrize("users", ["", "\nusers = alice;bob"], ids=["anyone", "users"])
+def test_everyone_from_everywhere_has_to_be_meant(file, users):
+    settings, _ = load([file(f"range = .{users}")])
     with pytest.raises(ConfigError, match="open=True"):
-        Config(**load([file("range = .")]).settings)
+        Config(**settings)
+    assert Config(**settings, open=True)
 
 
 @pytest.mark.parametrize(

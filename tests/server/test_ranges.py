@@ -10,7 +10,7 @@ import random
 import pytest
 
 from fastsocks.hosts import Hosts
-from fastsocks.ranges import Order, parse, parse_rule
+from fastsocks.ranges import Order, hold_everyone, parse, parse_rule
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,31 @@ def test_a_range_has_its_first_and_last_address_and_none_beside(text, inside, ou
     ranges = parse(text)
     assert [one for one in inside if ranges.contains_now(one) is not True] == []
     assert [one for one in outside if ranges.contains_now(one) is not False] == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "everyone"),
+    [
+        (["."], True),
+        (["0.0.0.0/0"], True),
+        (["::/0"], True),
+        (["0.0.0.0/1;128.0.0.0/1"], True),
+        (["128.0.0.0/1", "host.example", "0.0.0.0/1"], True),
+        (["200.0.0.0:255.0.0.0", "0.0.0.0:199.255.255.255", "9."], True),
+        (["1.0.0.0:223.255.255.255"], True),
+        (["2000::-2fff::", "2fff::-4000::"], True),
+        (["2000::-2fff::", "2fff::1-4000::"], True),
+        (["2000::-2fff::", "2fff::2-4000::"], False),
+        (["0.0.0.0/1", "128.0.0.0/2;192.0.0.0/8"], False),
+        (["1.0.0.1:223.255.255.255"], False),
+        (["1.0.0.0:223.255.255.254"], False),
+        (["10.", "fd00::/8", ".example.com", "a.example:b.example"], False),
+        ([], False),
+    ],
+    ids=str,
+)
+def test_ranges_that_are_everyone_between_them(texts, everyone):
+    assert hold_everyone(map(parse, texts)) is everyone
 
 
 # -- in order ----------------------------------------------------------------

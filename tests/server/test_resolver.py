@@ -127,11 +127,17 @@ async def test_that_there_is_none_is_remembered_for_a_moment(resolver, names, cl
     assert await one.resolve("nowhere.example", 1, CLIENT) == ("192.0.2.1",)
 
 
-async def test_our_own_trouble_is_not_remembered(resolver, names):
-    names.answers["found.example"] = OSError(24, "Too many open files")
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [(OSError(24, "Too many open files"), "Too many open files"), (MemoryError(), "MemoryError")],
+    ids=["descriptors", "memory"],
+)
+async def test_our_own_trouble_is_not_remembered(resolver, names, trouble, told):
+    names.answers["found.example"] = trouble
     one = resolver()
-    with pytest.raises(DialError, match="Too many open files"):
+    with pytest.raises(DialError, match=told) as raised:
         await one.resolve("found.example", 1, CLIENT)
+    assert raised.value.reply is Reply.GENERAL_FAILURE
     names.answers["found.example"] = ["192.0.2.1"]
     assert await one.resolve("found.example", 1, CLIENT) == ("192.0.2.1",)
 

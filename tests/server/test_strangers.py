@@ -10,6 +10,7 @@ import logging
 import pytest
 
 from fastsocks import quiet
+from fastsocks.dial import Dialer
 from fastsocks.quiet import QuietLog
 
 REQUESTS = [
@@ -110,6 +111,20 @@ async def test_a_crowd_gets_one_line_a_second(
     last = lines(log, what)[1:]
     assert len(last) == 1
     assert "59 more" in last[0]
+    assert await ledger.outstanding() == {}
+
+
+async def test_a_crowd_for_which_there_is_no_memory(
+    server, dial, log, books, say, echo, standing_clock, monkeypatch
+):
+    def dial_remote(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Dialer, "dial", dial_remote)
+    ledger = books(server)
+    await crowd(server, dial, [say.no_login + say.socks5("127.0.0.1", echo.port)] * 60)
+    assert len(lines(log, "want of memory")) == 1
+    assert "Traceback" not in log.text
     assert await ledger.outstanding() == {}
 
 

@@ -78,3 +78,11 @@ async def asked(client, say, dst=("0.0.0.0", 0)) -> bytes:
     await client.send(say.socks5(*dst, command=3))
     head = await client.exactly(4)
     return head + await client.exactly(18 if head[3] == 4 else 6)
+
+
+async def reaches_until(condition, one, target):
+    """By the name target.test; that nothing on the way there and back is lost until then."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while not condition():
+        assert await one.reaches(target, "target.test")
+        assert asyncio.get_running_loop().time() < deadline, "it is never asked for again"

@@ -193,6 +193,11 @@ def make_native_place(start_engine: Callable[..., Any]) -> Callable[..., Place]:
     return lambda **settings: Place(start_engine("native", **settings))
 
 
+@pytest.fixture
+def make_python_place(start_engine: Callable[..., Any]) -> Callable[..., Place]:
+    return lambda **settings: Place(start_engine("python", **settings))
+
+
 @pytest.fixture(name="header")
 def header_fixture() -> Callable[..., bytes]:
     return header

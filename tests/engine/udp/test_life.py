@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
+import os
 import socket
 import time
 
@@ -147,6 +150,44 @@ async def test_killed_before_they_began_all_are_reported(make_place):
     assert {end[0] for end in place.rig.ends} == {client.flow for client in clients}
     assert {end[3] for end in place.rig.ends} == {contract.KILLED}
     await place.rig.at_rest()
+
+
+def has_no_room(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_one_that_the_loop_has_no_room_for_is_killed(make_python_place, monkeypatch):
+    """As it belongs to the engine by then, nobody else could end it."""
+    place = make_python_place()
+    monkeypatch.setattr(place.rig.loop, "add_reader", has_no_room)
+    client = place.client()
+    end = await place.rig.ended()
+    assert end == (client.flow, 0, 0, contract.KILLED, errno.ENOSPC)
+    await place.rig.at_rest()
+
+
+async def test_connection_that_the_loop_has_no_room_for(make_python_place, monkeypatch, caplog):
+    place = make_python_place()
+    client = place.client()  # whose datagrams it has room for
+    monkeypatch.setattr(place.rig.loop, "add_reader", has_no_room)
+    assert (await place.rig.ended())[::4] == (client.flow, errno.ENOSPC)
+    await place.rig.at_rest()
+    gc.collect()
+    assert not caplog.records, "nobody is told of what nobody waits for"
+
+
+async def test_remote_socket_that_the_loop_has_no_room_for(make_python_place, monkeypatch):
+    place = make_python_place()
+    client, target = place.client(), place.target()
+    client.send_raw(b"")
+    assert await client.drops("malformed", 1) == 1  # so that its connection is watched
+    before = place.rig.descriptors()
+    monkeypatch.setattr(place.rig.loop, "add_reader", has_no_room)
+    client.send(b"lost", target.address)
+    assert await client.drops("failed", 1) == 1
+    assert place.rig.descriptors() == before
+    monkeypatch.undo()
+    assert await client.ping(target) == b"ping"
 
 
 async def test_the_engine_closes_with_every_end_reported(make_place):

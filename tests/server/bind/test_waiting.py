@@ -223,6 +223,7 @@ async def test_nothing_can_listen(server, dial, say, monkeypatch, books):
         ({"allow_bind": True, "bind_timeout": 0}, True),
         ({"allow_bind": True, "bind_timeout": 7200}, True),
         ({"udp_timeout": 0}, True),
+        ({"handshake_timeout": 0}, True),
         ({"idle_timeout": 0}, True),
         ({"half_closed_timeout": 86400}, True),
     ],

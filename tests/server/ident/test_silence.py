@@ -105,11 +105,14 @@ async def test_identd_that_comes_back(serve, come, identd, say, echo, refused_po
         assert (await client.connect("127.0.0.1", echo.port))[1] == 0
 
 
-async def test_our_own_trouble_is_not_the_hosts(serve, come, identd, say, echo, monkeypatch):
-    """A descriptor that we lacked for one connection refuses that one, and no other."""
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS, errno.ENOSPC])
+async def test_our_own_trouble_is_not_the_hosts(
+    serve, come, identd, say, echo, monkeypatch, number
+):
+    """What we lacked for one connection refuses that one, and no other."""
     await identd(b":USERID:UNIX:alice\r\n")
     real = Ident._dial
-    troubles = [errno.EMFILE, errno.ENOBUFS]
+    troubles = [number] * 2
 
     async def dial(self, client):
         if troubles:

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from fastsocks import addresses, associate, resolve
 from support.udp import Association, Datagrams, asked
 
 
@@ -54,3 +55,18 @@ def free_ports():
         raise AssertionError("no free ports")
 
     return find
+
+
+@pytest.fixture
+def not_on_loopback(monkeypatch):
+    """Clients count as coming from elsewhere, who may not reach loopback."""
+    monkeypatch.setattr(addresses, "is_loopback", lambda host: False)
+
+
+@pytest.fixture
+def soon_old(monkeypatch):
+    """What is known of a name is asked for again almost at once."""
+    monkeypatch.setattr(associate, "NAME_TTL", 0.05)
+    monkeypatch.setattr(associate, "FAILED_NAME_TTL", 0.05)
+    monkeypatch.setattr(resolve, "REMEMBER_FOUND", 0.0)
+    monkeypatch.setattr(resolve, "REMEMBER_FAILED", 0.0)

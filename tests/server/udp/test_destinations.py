@@ -9,14 +9,8 @@ import socket
 
 import pytest
 
-from fastsocks import addresses, associate, resolve
-
-
-@pytest.fixture
-def not_on_loopback(monkeypatch):
-    """Clients count as coming from elsewhere, who may not reach loopback."""
-    monkeypatch.setattr(addresses, "is_loopback", lambda host: False)
-
+from fastsocks import addresses, associate
+from support.udp import reaches_until
 
 # -- names -----------------------------------------------------------------------
 
@@ -92,23 +86,6 @@ async def test_name_that_is_answered_after_the_end(
         other = await associated(server)
         assert await other.reaches(target, "slow.test")
         assert target.is_silent()
-
-
-@pytest.fixture
-def soon_old(monkeypatch):
-    """What is known of a name is asked for again almost at once."""
-    monkeypatch.setattr(associate, "NAME_TTL", 0.05)
-    monkeypatch.setattr(associate, "FAILED_NAME_TTL", 0.05)
-    monkeypatch.setattr(resolve, "REMEMBER_FOUND", 0.0)
-    monkeypatch.setattr(resolve, "REMEMBER_FAILED", 0.0)
-
-
-async def reaches_until(condition, one, target):
-    """That nothing on the way there and back is lost until then."""
-    deadline = asyncio.get_running_loop().time() + 10
-    while not condition():
-        assert await one.reaches(target, "target.test")
-        assert asyncio.get_running_loop().time() < deadline, "it is never asked for again"
 
 
 async def test_flow_goes_on_while_its_name_is_looked_up_again(

@@ -67,13 +67,29 @@ async def test_unknown_users_take_the_same_path(users, world):
     assert not await users.verify(THERE, b"nobody", b"bob")
 
 
-async def test_the_decoy_is_of_the_usual_cost(world, tmp_path, hashed):
+async def test_no_cost_tells_who_exists(world, tmp_path, hashed):
+    """Where a file has several, those whom it lacks take each as often as its users do, and
+    each of them always the same: also when the file gets a user more, but for a few."""
     path = tmp_path / "users"
-    rare, usual = hashed(b"x", ln=5), [hashed(b"x") for _ in range(3)]
-    path.write_text("\n".join(f"u{n}:{one}" for n, one in enumerate([rare, *usual])))
+    rare, usual = hashed(b"x", ln=5), [hashed(b"x") for _ in range(4)]
+    path.write_text("\n".join(f"u{n}:{one}" for n, one in enumerate([*usual[:3], rare])))
     users = Users({}, str(path), world.clock)
-    assert not await users.verify(HERE, b"nobody", WRONG)
-    assert passwords.cost(world.checked[0][0]) == passwords.cost(usual[0])
+    guesses = [(f"192.0.2.{number}", 9) for number in range(200)]
+
+    async def dear():
+        """Those who take what is rare."""
+        del world.checked[:]
+        for host in guesses:
+            assert not await users.verify(host, host[0].encode(), WRONG)
+        costs = [passwords.cost(stored) for stored, _ in world.checked]
+        return {one for one, cost in enumerate(costs) if cost == passwords.cost(rare)}
+
+    before = await dear()
+    assert 20 < len(before) < 90  # a quarter; in one run of ten million it is further off
+    assert await dear() == before
+    path.write_text("\n".join(f"u{n}:{one}" for n, one in enumerate([*usual, rare])))
+    assert users.reload()
+    assert len(await dear() ^ before) < 40  # a twentieth
     users.close()
 
 
