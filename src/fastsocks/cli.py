@@ -31,7 +31,7 @@ log = logging.getLogger("fastsocks")
 
 # What loop, engine with one thread and a listener take, and one session.
 DESCRIPTORS_MIN = 24
-DESCRIPTORS_PER_THREAD = 5  # an epoll, an eventfd, two timers and an io_uring
+DESCRIPTORS_PER_THREAD = 4  # an epoll, an eventfd and two timers; io_uring it can do without
 # macOS says that there is no hard limit, but not all of its versions let that be asked for;
 # this one (its OPEN_MAX) they do.
 DESCRIPTORS_ALWAYS = 10_240
