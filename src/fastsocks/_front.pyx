@@ -23,19 +23,19 @@ from fastsocks._address cimport Address, endpoint_of, os_error, parse_address
 from fastsocks._datagrams cimport Association, Datagrams
 from fastsocks._linux cimport (
     AF_INET, AF_INET6, EAFNOSUPPORT, EAGAIN, EALREADY, EBADF, ECONNRESET, EINPROGRESS, EINTR,
-    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CLOEXEC,
-    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ETIMEDOUT, F_GETFL, F_SETFL, IPPROTO_IP,
-    IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, O_NONBLOCK,
-    SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR, SO_KEEPALIVE,
-    SO_LINGER, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY, accept4, bind, close,
-    connect, epoll_create1, epoll_event, epoll_wait, errno, eventfd_write, fcntl, getpeername,
-    getpid, getsockname, getsockopt, linger, recv, send, setsockopt, shutdown, sockaddr, socket,
-    socklen_t
+    ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ETIMEDOUT, F_GETFL, F_SETFL,
+    IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC,
+    O_NONBLOCK, SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_ERROR,
+    SO_KEEPALIVE, SO_LINGER, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY, accept4, bind,
+    close, connect, epoll_create1, epoll_event, epoll_wait, errno, eventfd_write, fcntl,
+    getpeername, getpid, getsockname, getsockopt, linger, recv, send, setsockopt, shutdown,
+    sockaddr, socket, socklen_t
 )
 from fastsocks._pairs cimport Pairs
 from fastsocks._relay cimport (
-    ASSOCIATION, End, FRONT, MAX_EVENTS, PIPE_MIN, Pair, Relay, TAG_ENDED, TAG_LISTENER,
-    TICK_MS, Timer, WATCH_IN, Wheel, milliseconds, monotonic_ms, pipe_probe, ring_pop,
+    ASSOCIATION, CLIENT_END, End, FRONT, MAX_EVENTS, PIPE_MIN, Pair, REMOTE_END, Relay, TAG_ENDED,
+    TAG_LISTENER, TICK_MS, Timer, WATCH_IN, Wheel, milliseconds, monotonic_ms, pipe_probe, ring_pop,
     timer_clear, timer_set, watch, wheel_collect, wheel_open
 )
 from fastsocks._visits cimport Pending, Turn, settled, unsettled, visit_of
@@ -123,9 +123,6 @@ cdef class Conn:
             raise os_error(errno)
         return endpoint_of(&address)
 
-    cdef bint is_tcp(self) noexcept:
-        return self.address.any.sa_family in (AF_INET, AF_INET6)
-
     def recv_now(self):
         cdef bytes data = self.stash
         self.check()
@@ -205,6 +202,9 @@ cdef class Conn:
         self.drop()
 
     # -- for the engine ----------------------------------------------------
+
+    cdef bint is_tcp(self) noexcept:
+        return self.address.any.sa_family in (AF_INET, AF_INET6)
 
     cdef int check(self) except -1:
         if self.fd < 0:
@@ -608,7 +608,11 @@ cdef class Engine:
             fd = accept4(listener, &address.any, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)
             if fd >= 0:
                 self.accepted += 1
-                conn = self.enter(fd)
+                try:
+                    conn = self.enter(fd)
+                except MemoryError:
+                    self.rest(ENOMEM)
+                    return
                 conn.address = address
                 conn.stage = NEW
                 conn.on_client = on_client
@@ -633,9 +637,10 @@ cdef class Engine:
             data = conn.read()
         except OSError:
             data = b""
-        except BaseException:
-            conn.drop()  # no memory for what it has said
-            raise
+        except MemoryError:
+            conn.drop()
+            self.rest(ENOMEM)
+            return
         if data is None:
             try:
                 conn.register()
@@ -735,7 +740,7 @@ cdef class Engine:
         cdef uint64_t data
         fatal = None
         try:
-            if self.pairs.take(events, count):
+            if self.pairs.take_turn(events, count):
                 self.drain_ended()
         except BaseException as error:
             fatal = self.turn.blame(error, fatal)
@@ -758,9 +763,6 @@ cdef class Engine:
             fatal = self.turn.blame(error, fatal)
         if fatal is not None:
             raise fatal
-
-    def visit(self, session):
-        return visit_of(self.turn, session)
 
     cdef on_conn_event(self, uint64_t data, uint32_t events):
         cdef uint32_t index = <uint32_t>data & ~<uint32_t>FRONT
@@ -805,6 +807,9 @@ cdef class Engine:
             self.set_accepting(True)
 
     # -- dialling ------------------------------------------------------------
+
+    def visit(self, session):
+        return visit_of(self.turn, session)
 
     def adopt(self, sock):
         cdef Conn conn
@@ -886,8 +891,8 @@ cdef class Engine:
         if remote.counted:  # accepted here too, and both are one session from now on
             self.session_over()
         client.counted = remote.counted = False
-        client.become(&pair.end[0], pair.relay)
-        remote.become(&pair.end[1], pair.relay)
+        client.become(&pair.end[CLIENT_END], pair.relay)
+        remote.become(&pair.end[REMOTE_END], pair.relay)
         return self.pairs.begin(pair, flow)
 
     # -- datagrams -----------------------------------------------------------
@@ -911,7 +916,7 @@ cdef class Engine:
         fd = client.leave()
         keep_alive(fd)
         try:
-            handle = self.datagrams.take(association, fd, self.pairs.least_busy(), flow)
+            handle = self.datagrams.begin(association, fd, self.pairs.least_busy(), flow)
         except BaseException:
             close(fd)
             self.session_over()

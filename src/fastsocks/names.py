@@ -6,6 +6,8 @@ remembered, and decide who may come, so it is told apart here. It must not know 
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Any
 
@@ -21,8 +23,8 @@ def addresses_of(name: str, family: int = socket.AF_UNSPEC) -> list[tuple[Any, .
     ValueError for a name that no codec takes."""
     try:
         entries = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)
-    except OSError:  # gaierror among them
-        raise_lack()
+    except OSError as answer:  # gaierror among them
+        raise_lack(answer)
         raise
     return [address for *_, address in entries]
 
@@ -31,14 +33,16 @@ def name_of(address: str) -> str:
     """Raises as ``addresses_of`` does."""
     try:
         return socket.getnameinfo((address, 0), socket.NI_NAMEREQD)[0]
-    except OSError:  # gaierror among them
-        raise_lack()
+    except OSError as answer:  # gaierror among them
+        raise_lack(answer)
         raise
 
 
-def raise_lack() -> None:
-    """Raises Lack if the process is out of descriptors or memory now: the answer just given
-    was then none."""
+def raise_lack(answer: OSError) -> None:
+    """Raises Lack if the answer is for want of descriptors or memory: where it says so, or where
+    the process is out of them now."""
+    if isinstance(answer, socket.gaierror) and answer.errno == socket.EAI_MEMORY:
+        raise Lack(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
     try:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
     except OSError as error:

@@ -44,3 +44,19 @@ def test_out_of_descriptors_is_no_answer(ask):
     """The C library says of any name then that it is not known."""
     with pytest.raises(names.Lack, match="Too many open files"), no_descriptors():
         ask()
+
+
+@pytest.mark.parametrize(
+    ("asked", "ask"),
+    [
+        ("getaddrinfo", lambda: names.addresses_of("host.example")),
+        ("getnameinfo", lambda: names.name_of("192.0.2.1")),
+    ],
+)
+def test_out_of_memory_is_no_answer(monkeypatch, asked, ask):
+    def fail(*question):
+        raise socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure")
+
+    monkeypatch.setattr(socket, asked, fail)
+    with pytest.raises(names.Lack, match="Cannot allocate memory"):
+        ask()
