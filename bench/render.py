@@ -123,8 +123,8 @@ def _table(
     yield ""
     for judged, its in verdicts.items():
         for verdict in its:
-            if verdict.word != "?":
-                yield f"- {verdict.word}: {judged.name}: {verdict.words}"
+            if verdict.mark != "?":
+                yield f"- {verdict.mark}: {judged.name}: {verdict.text}"
     unmeasured = [f"{name} ({_why(s)})" for name, s in systems.items() if s["given_up"]]
     if unmeasured:
         yield f"- could not be measured: {'; '.join(unmeasured)}"

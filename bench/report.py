@@ -27,8 +27,8 @@ class Figure:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     bar: Bar
-    word: str  # PASS, MISS, or ? where there was nothing to compare with
-    words: str
+    mark: str  # PASS, MISS, or ? where there was nothing to compare with
+    text: str
 
 
 Figures = dict[str, Figure]  # by metric
@@ -160,10 +160,10 @@ def lay_out(
                 + ", ".join(f"{number} {name}" for name, number in counted.items())
             )
     for system, found in verdicts.items():
-        lines += [f"  {verdict.word}  {system.name}: {verdict.words}" for verdict in found]
+        lines += [f"  {verdict.mark}  {system.name}: {verdict.text}" for verdict in found]
     return "\n".join(lines)
 
 
 def _overall(verdicts: list[Verdict]) -> str:
-    words = {verdict.word for verdict in verdicts}
-    return next((word for word in ("MISS", "?", "PASS") if word in words), "-")
+    marks = {verdict.mark for verdict in verdicts}
+    return next((mark for mark in ("MISS", "?", "PASS") if mark in marks), "-")

@@ -166,7 +166,7 @@ def run(options: argparse.Namespace, systems: list[System], place: Place, notes:
         sep="\n",
     )
     tables: dict[str, Table] = {}
-    for workloads in in_turn(options.workloads):
+    for workloads in grouped(options.workloads):
         runs = measure_all(workloads, systems, place, options)
         for workload in workloads:
             text, tables[workload.name], record["workloads"][workload.name] = compare(
@@ -178,9 +178,9 @@ def run(options: argparse.Namespace, systems: list[System], place: Place, notes:
                 json.dump(record, file, indent=1)
 
 
-def in_turn(workloads: list[Workload]) -> list[list[Workload]]:
-    """One after the other, but for those with a bar that is another's figure: a machine is
-    not the same minutes later."""
+def grouped(workloads: list[Workload]) -> list[list[Workload]]:
+    """What is to be measured in the same rounds: each workload by itself, but with the one whose
+    figure is its bar, as a machine is not the same minutes later."""
     groups: dict[str, list[Workload]] = {}
     for workload in workloads:
         rivals = [bar.against or "" for bar in workload.bars]

@@ -21,7 +21,7 @@ from typing import Any
 
 import namespace
 import render
-from run import in_turn
+from run import grouped
 from system import HERE
 from workloads import ALL, Workload
 
@@ -127,7 +127,7 @@ def measure(part: Part, options: argparse.Namespace, results: Path) -> None:
     keeps = options.only and file.exists()
     whole: dict[str, Any] = json.loads(file.read_text()) if keeps else {}
     chosen = [workload for workload in ALL if workload.name in wanted]
-    for group in in_turn(chosen):
+    for group in grouped(chosen):
         names = [workload.name for workload in group]
         rounds = options.rounds or (1 if options.quick else max(map(_rounds, group)))
         try:
