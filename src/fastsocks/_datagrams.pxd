@@ -41,7 +41,7 @@ cdef class Datagrams:
     cdef int free_slot(self, Assoc *assoc) except -1
     cdef int serve_on(self, Relay *relay) except -1
     cdef Association open(self, Address *client, str host, sources, on_ask, bint is_local)
-    cdef uint64_t take(self, Association association, int control, Relay *relay, flow) except 0
+    cdef uint64_t begin(self, Association association, int control, Relay *relay, flow) except 0
     cdef int kill(self, uint64_t handle) except -1
     cdef bint drain(self, list batch) noexcept
     cdef void take_questions(self) noexcept

@@ -28,8 +28,8 @@ from fastsocks._linux cimport (
 )
 from fastsocks._relay cimport ASSOCIATION, Relay, Timer, milliseconds
 from fastsocks._udp cimport (
-    ACTIVE, ALLOWED, ANSWER, ASSOC_CHUNK, ASSOC_CHUNKS, Assoc, CLIENT, CONTROL, DENIED, END,
-    JOIN, LEGS, PORTS, Question, Udp, UdpCommand, UdpOrder, UdpStats, VACANT, assoc_at,
+    ACTIVE, ALLOWED, ANSWER, ASSOC_CHUNK, ASSOC_CHUNKS, ATYP_NAME, Assoc, CLIENT, CONTROL,
+    DENIED, END, JOIN, LEGS, PORTS, Question, Udp, UdpCommand, UdpOrder, UdpStats, VACANT, assoc_at,
     udp_open, udp_order
 )
 from fastsocks._visits cimport Turn
@@ -39,9 +39,9 @@ from fastsocks import engine as contract
 cdef tuple REASONS = contract.REASONS
 
 cdef int QUESTIONS_PER_TURN = contract.QUESTIONS_PER_TURN
+cdef tuple UDP_COUNTERS = contract.UDP_COUNTERS
 
 cdef enum:
-    ATYP_NAME = 3
     DENIED_FOR = 1              # seconds, after an error in on_ask
 
 
@@ -177,7 +177,7 @@ cdef class Datagrams:
         close(fd)
         raise os_error(EADDRINUSE if error == EACCES else error)
 
-    cdef uint64_t take(self, Association association, int control, Relay *relay, flow) except 0:
+    cdef uint64_t begin(self, Association association, int control, Relay *relay, flow) except 0:
         """Hands it over to a relay; returns the handle."""
         cdef Assoc *assoc
         cdef UdpCommand *command
@@ -327,17 +327,12 @@ cdef class Datagrams:
     cdef int count(self, dict totals, Relay *relays, int relay_count) except -1:
         cdef UdpStats *stats
         cdef int i
-        cdef tuple names = (
-            "datagrams_up", "datagrams_down", "udp_dropped_source", "udp_dropped_malformed",
-            "udp_dropped_fragment", "udp_dropped_denied", "udp_dropped_stranger",
-            "udp_dropped_full", "udp_dropped_failed", "udp_gso_sends",
-        )
         totals["udp_associations"] = self.made
-        for name in names:
+        for name in UDP_COUNTERS:
             totals[name] = 0
         for i in range(relay_count):
             stats = &(<Udp *>relays[i].guests).stats
-            for name, value in zip(names, (
+            for name, value in zip(UDP_COUNTERS, (
                 load_u64(&stats.up), load_u64(&stats.down), load_u64(&stats.source),
                 load_u64(&stats.malformed), load_u64(&stats.fragment),
                 load_u64(&stats.denied), load_u64(&stats.stranger), load_u64(&stats.full),

@@ -25,8 +25,8 @@ cdef class Pairs:
     cdef uint64_t moved_on      # from the porch
 
     cdef int open(self, int epfd, Wheel *wheel, Datagrams datagrams) except -1
-    cdef int start(self, Relay *relay) except -1
-    cdef int run(self, Relay *relay) except -1
+    cdef int open_relay(self, Relay *relay) except -1
+    cdef int start_thread(self, Relay *relay) except -1
     cdef int share_of_pipes(self, Relay *relay) except -1
     cdef void end(self) noexcept
     cdef Pair *prepare(self, int remote, bytes early) except NULL
@@ -34,7 +34,7 @@ cdef class Pairs:
     cdef uint64_t begin(self, Pair *pair, flow) except? 0
     cdef int join(self, Pair *pair) except -1
     cdef int nudge(self) except -1
-    cdef bint take(self, epoll_event *events, int count) except -1
+    cdef bint take_turn(self, epoll_event *events, int count) except -1
     cdef int move_on(self) except -1
     cdef int kill(self, uint64_t handle) except -1
     cdef int order(self, Relay *relay, Order order, uint32_t index,

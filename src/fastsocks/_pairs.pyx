@@ -25,10 +25,10 @@ from fastsocks._linux cimport (
     push_list, send, store_u32, swap_u32_if, take_list
 )
 from fastsocks._relay cimport (
-    CHUNK, CHUNKS, Command, DOWN, Direction, FREE, JOINING, KILL, LIVE, Order, Pair, RUN, Relay,
-    Stats, TAG_ENDED, Timer, UP, WATCH_IN, Wheel, arena_at, milliseconds, monotonic_ms,
+    CHUNK, CHUNKS, Command, DOWN, Direction, FREE, JOINING, KILL, LIVE, Order, Pair, REMOTE_END,
+    RUN, Relay, Stats, TAG_ENDED, Timer, UP, WATCH_IN, Wheel, arena_at, milliseconds, monotonic_ms,
     pair_data, pair_limit, pair_set_timer, relay_abandon, relay_close, relay_open, relay_order,
-    relay_publish, relay_take, relay_thread, timer_clear, timer_set, watch
+    relay_publish, relay_thread, relay_turn, timer_clear, timer_set, watch
 )
 from fastsocks._udp cimport udp_abandon, udp_close
 from fastsocks._visits cimport Turn
@@ -84,12 +84,12 @@ cdef class Pairs:
         if failed < 0:
             raise os_error(-failed)
         for i in range(1 + self.settings.relay_threads):
-            self.start(&self.relays[i])
+            self.open_relay(&self.relays[i])
             datagrams.serve_on(&self.relays[i])
-            self.run(&self.relays[i])
+            self.start_thread(&self.relays[i])
         return 0
 
-    cdef int start(self, Relay *relay) except -1:
+    cdef int open_relay(self, Relay *relay) except -1:
         cdef int failed
         settings = self.settings
         relay.arena = &self.arena
@@ -113,7 +113,7 @@ cdef class Pairs:
             raise os_error(-failed)
         return 0
 
-    cdef int run(self, Relay *relay) except -1:
+    cdef int start_thread(self, Relay *relay) except -1:
         cdef int failed
         if relay.inline_:
             return 0
@@ -166,7 +166,7 @@ cdef class Pairs:
         sent what the client sent early, as far as it would go."""
         cdef Pair *pair = self.new_pair()
         try:
-            pair.end[1].out_armed = self.send_early(pair, remote, early)
+            pair.end[REMOTE_END].out_armed = self.send_early(pair, remote, early)
         except BaseException:
             self.free_pair(pair)
             raise
@@ -245,13 +245,13 @@ cdef class Pairs:
 
     # -- the porch -----------------------------------------------------------
 
-    cdef bint take(self, epoll_event *events, int count) except -1:
+    cdef bint take_turn(self, epoll_event *events, int count) except -1:
         """A turn of the relay that has no thread; whether a pair has ended in it. Before
         the front's own turn, so that no pair of this batch is handed over, or freed,
         before its events are noted."""
         cdef Relay *relay = &self.relays[0]
         with nogil:
-            relay_take(relay, events, count)
+            relay_turn(relay, events, count)
         if relay.run_first != NULL:
             eventfd_write(relay.wake_fd, 1)
         if relay.leaving != NULL:

@@ -1,7 +1,8 @@
 # The C contract between the relay and the loop's thread: records, and what each field means.
 #
-# A record has one owner at a time. The loop's thread (_pairs.pyx) fills a Pair and
-# hands it over with the state LIVE; from then on only its relay's thread touches it,
+# A record has one owner at a time. The loop's thread (_pairs.pyx) fills a Pair and hands it
+# over by entering its sockets in the relay's epoll. While it is JOINING the relay only notes
+# events; from LIVE on only the relay's thread touches it (on the porch that is the loop's own),
 # until it comes back on the ended list.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -52,7 +53,7 @@ cdef enum:
 
 cdef enum:
     MAX_EVENTS = 256
-    # Smaller pipes (an unprivileged user above his quota gets two pages) lose to copy.
+    # Smaller pipes (an unprivileged user above the quota gets two pages) lose to copy.
     PIPE_MIN = 64 * 1024
     WATCH_IN = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 
@@ -81,9 +82,15 @@ cdef enum DirState:
     DONE                # FIN passed on
 
 
+# A direction's source is the end of the same number: pair.end[d] to pair.end[1 - d].
 cdef enum:
-    UP = 0              # from end[0], the client, to end[1], the remote
+    UP = 0
     DOWN = 1
+
+
+cdef enum:
+    CLIENT_END = 0
+    REMOTE_END = 1
 
 
 cdef struct End:
@@ -231,7 +238,7 @@ cdef Pair *arena_at(Arena *arena, uint32_t index) noexcept nogil
 
 cdef int relay_open(Relay *relay) noexcept nogil
 cdef void *relay_thread(void *argument) noexcept nogil
-cdef void relay_take(Relay *relay, epoll_event *events, int count) noexcept nogil
+cdef void relay_turn(Relay *relay, epoll_event *events, int count) noexcept nogil
 cdef uint64_t pair_limit(Relay *relay, Pair *pair) noexcept nogil
 cdef void pair_set_timer(Relay *relay, Pair *pair) noexcept nogil
 cdef void relay_order(Relay *relay, Command *command) noexcept nogil

@@ -10,8 +10,9 @@ A pair's turn, for each direction:
 
     flush what is held -> pass on a FIN -> fill (copy or splice) -> again
 
-Where many pairs have a short message each, a thread moves these together before their turns,
-with two system calls for all (_ring.pyx), where the kernel can.
+Where many pairs have a short message each, these are moved together before their turns, with
+two system calls for all (_ring.pyx), where the kernel can; not on the porch, where sessions
+are too short.
 
 A pair begins on the porch, the relay whose turns are the front's, and is over there if it
 is short. One that lasts or streams moves on to a relay with a thread: most sessions cost
@@ -234,7 +235,7 @@ cdef Pipe *pipe_take(Relay *relay) noexcept nogil:
 
 cdef void pipe_grow(int fd, int wanted) noexcept nogil:
     """To what is wanted, or as near as the kernel lets this user come. Above its limits
-    (fs.pipe-max-size, and one for all of his pipes) it refuses, and leaves the size as it was:
+    (fs.pipe-max-size, and one for all of their pipes) it refuses, and leaves the size as it was:
     what counts is what it says then."""
     while fcntl(fd, F_SETPIPE_SZ, wanted) < 0 and errno == EPERM and wanted > PIPE_USUAL:
         wanted //= 2
@@ -302,7 +303,7 @@ cdef int pair_fault(Pair *pair, int which, int error) noexcept nogil:
     a reset after a FIN."""
     pair.end[which].broken = 1
     pair.end[which].readable = pair.end[which].fresh = 1
-    pair.reason = CLIENT_RESET if which == 0 else REMOTE_RESET
+    pair.reason = CLIENT_RESET if which == CLIENT_END else REMOTE_RESET
     return -(ECONNRESET if error == EPIPE else error)
 
 
@@ -605,15 +606,15 @@ cdef void pair_step(Relay *relay, Pair *pair) noexcept nogil:
         pair_move_last(relay, pair, UP)  # for the same reason
         pair_end(relay, pair, reason, -down)
     elif (pair.dir[UP].state == DONE and pair.dir[DOWN].state == DONE
-          and not pair.end[0].broken and not pair.end[1].broken):
+          and not pair.end[CLIENT_END].broken and not pair.end[REMOTE_END].broken):
         pair_end(relay, pair, FINISHED, 0)
     elif relay.porch and pair_has_stayed(pair) and not pair_holds_pipe(pair):
         pair_leave(relay, pair)
     elif up == MORE or down == MORE:
         pair_queue(relay, pair)
-    elif pair.end[0].broken:
+    elif pair.end[CLIENT_END].broken:
         pair_end(relay, pair, CLIENT_RESET, ECONNRESET)
-    elif pair.end[1].broken:
+    elif pair.end[REMOTE_END].broken:
         pair_end(relay, pair, REMOTE_RESET, ECONNRESET)
 
 
@@ -831,7 +832,7 @@ cdef void relay_expire(Relay *relay) noexcept nogil:
             # Not before the loop has joined it; nor for what has not been looked at yet, as
             # when this process was stopped and everything comes at once.
             timer_set(&relay.wheel, &pair.timer, relay.now_ms + TICK_MS)
-        elif end_gets_on(&pair.end[0]) + end_gets_on(&pair.end[1]):
+        elif end_gets_on(&pair.end[CLIENT_END]) + end_gets_on(&pair.end[REMOTE_END]):
             # Both are looked at, hence no "or". When the last of them went is not known: at half
             # the limit there is another look.
             timer_set(&relay.wheel, &pair.timer, relay.now_ms + limit // 2 + 1)
@@ -900,7 +901,7 @@ cdef void relay_welcome(Relay *relay) noexcept nogil:
         pair = after
 
 
-cdef void relay_take(Relay *relay, epoll_event *events, int count) noexcept nogil:
+cdef void relay_turn(Relay *relay, epoll_event *events, int count) noexcept nogil:
     """One turn, with what its epoll has told."""
     cdef int i
     relay.now_ms = monotonic_ms()
@@ -933,7 +934,7 @@ cdef void *relay_thread(void *argument) noexcept nogil:
     while not load_u32(&relay.stopping):
         count = epoll_wait(relay.epfd, events, MAX_EVENTS, -1 if relay.run_first == NULL else 0)
         if count >= 0:  # else EINTR, after a stop of this process: nothing has been looked at
-            relay_take(relay, events, count)
+            relay_turn(relay, events, count)
     return NULL
 
 
@@ -947,7 +948,7 @@ cdef int relay_open(Relay *relay) noexcept nogil:
         return -ENOMEM
     if relay.epfd < 0 or relay.wake_fd < 0:
         return -errno
-    if relay.may_batch and not relay.inline_:
+    if relay.may_batch and not relay.porch:
         ring_open(&relay.ring)
     failed = wheel_open(&relay.wheel, relay.epfd)
     if failed < 0:

@@ -155,8 +155,16 @@ cdef struct UdpStats:
 
 
 cdef enum:
-    # The longest header before a payload in a reply: 4 and an IPv6 address and a port.
-    HEADROOM = 22
+    ATYP_IPV4 = 1
+    ATYP_NAME = 3
+    ATYP_IPV6 = 4
+
+
+cdef enum:
+    # Headers before a payload: RSV RSV FRAG ATYP, address, port.
+    HEADER4 = 4 + 4 + 2
+    HEADER6 = 4 + 16 + 2
+    HEADROOM = HEADER6          # the longest of a reply
     BATCH = 16                  # messages received at once: 1 MB at most, one turn
     ROOM = 65536 + 640          # not a power of two: rooms would share cache sets
     MESSAGES = 64               # sent at once

@@ -60,11 +60,6 @@ cdef enum:
     # so long a client that the kernel gives the port to would not be heard.
     WAITING_S = 1
 
-cdef enum:
-    ATYP_IPV4 = 1
-    ATYP_NAME = 3
-    ATYP_IPV6 = 4
-
 # == addresses ===============================================================
 
 cdef inline bint same_host(Endpoint *one, Endpoint *other) noexcept nogil:
@@ -627,10 +622,7 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
     looked at, as in requests: who sets it works elsewhere."""
     cdef Udp *udp = <Udp *>relay.guests
     cdef Destination *destination
-    cdef size_t start
-    cdef char *wire = datagram + 3
-    cdef uint32_t hash
-    start = payload_start(<uint8_t *>datagram, length)
+    cdef size_t start = payload_start(<uint8_t *>datagram, length)
     if start == 0:
         count_u64(&udp.stats.malformed, 1)
         return
@@ -640,37 +632,46 @@ cdef void pass_up(Relay *relay, Assoc *assoc, char *datagram, size_t length,
     if not assoc.pinned and not pin(assoc, sender):
         count_u64(&udp.stats.failed, 1)
         return
-    destination = assoc.newest
-    if destination == NULL or destination.wire_length != start - 3 \
-            or memcmp(destination.wire, wire, start - 3) != 0:
-        hash = <uint32_t>keyed_hash(wire, start - 3, udp.key)
-        destination = find_by_wire(assoc, hash, wire, start - 3)
-        if destination == NULL:
-            if can_hold(assoc, wire[0], NULL, length - start):
-                # Of those in the outbox one may be about to be evicted.
-                flush(relay, assoc)
-                destination = remember(assoc, hash, wire, start - 3)
-            if destination == NULL:
-                count_u64(&udp.stats.full, 1)
-                return
-            ask(relay, assoc, destination)
-        use(assoc, destination)
-    if destination.until_ms and destination.until_ms <= relay.now_ms \
-            and destination.verdict != ASKED:
-        if destination.verdict == DENIED:
-            if not can_hold(assoc, wire[0], destination, length - start):
-                count_u64(&udp.stats.full, 1)
-                return
-            destination.verdict = ASKED
-        # A flow that stands goes on meanwhile: its replies would be nobody's.
-        destination.until_ms = 0
-        ask(relay, assoc, destination)
-    if destination.verdict == ALLOWED:
+    destination = destination_for(relay, assoc, datagram + 3, start - 3, length - start)
+    if destination == NULL:
+        count_u64(&udp.stats.full, 1)
+    elif destination.verdict == ALLOWED:
         send_up(relay, assoc, destination, datagram + start, length - start)
     elif destination.verdict == DENIED:
         count_u64(&udp.stats.denied, 1)
     elif not hold(assoc, destination, datagram + start, length - start):
         count_u64(&udp.stats.full, 1)
+
+
+cdef Destination *destination_for(Relay *relay, Assoc *assoc, char *wire, size_t wire_length,
+                                  size_t payload_length) noexcept nogil:
+    """With a verdict, or one that has been asked for; NULL where neither it nor the payload
+    has room."""
+    cdef Destination *destination = assoc.newest
+    cdef uint32_t hash
+    if destination == NULL or destination.wire_length != wire_length \
+            or memcmp(destination.wire, wire, wire_length) != 0:
+        hash = <uint32_t>keyed_hash(wire, wire_length, (<Udp *>relay.guests).key)
+        destination = find_by_wire(assoc, hash, wire, wire_length)
+        if destination == NULL:
+            if can_hold(assoc, wire[0], NULL, payload_length):
+                # Of those in the outbox one may be about to be evicted.
+                flush(relay, assoc)
+                destination = remember(assoc, hash, wire, wire_length)
+            if destination == NULL:
+                return NULL
+            ask(relay, assoc, destination)
+        use(assoc, destination)
+    if destination.until_ms and destination.until_ms <= relay.now_ms \
+            and destination.verdict != ASKED:
+        if destination.verdict == DENIED:
+            if not can_hold(assoc, wire[0], destination, payload_length):
+                return NULL
+            destination.verdict = ASKED
+        # A flow that stands goes on meanwhile: its replies would be nobody's.
+        destination.until_ms = 0
+        ask(relay, assoc, destination)
+    return destination
 
 
 cdef size_t payload_start(uint8_t *datagram, size_t length) noexcept nogil:
@@ -679,9 +680,9 @@ cdef size_t payload_start(uint8_t *datagram, size_t length) noexcept nogil:
     if length < 5:
         return 0
     if datagram[3] == ATYP_IPV4:
-        start = 4 + 4 + 2
+        start = HEADER4
     elif datagram[3] == ATYP_IPV6:
-        start = 4 + 16 + 2
+        start = HEADER6
     elif datagram[3] == ATYP_NAME and datagram[4]:
         start = 4 + 1 + datagram[4] + 2
     else:
@@ -770,7 +771,7 @@ cdef void receive_down(Relay *relay, Assoc *assoc, int leg) noexcept nogil:
         elif not assoc.full_cone:
             count_u64(&udp.stats.stranger, datagrams_in(left, segment))
             continue
-        header_length = 10 if leg == REMOTE4 else 22
+        header_length = HEADER4 if leg == REMOTE4 else HEADER6
         header = at - header_length
         write_header(header, &scratch.sender[i])
         while True:

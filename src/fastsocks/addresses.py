@@ -94,7 +94,7 @@ TABLE = (
     Range("::ffff:0:0:0/96", "ipv4-translated", "RFC 2765 2.1", inside=((12, 0),)),
     # A host without IPv4 reaches all of it through here, so the prefix itself is no bar.
     Range("64:ff9b::/96", "nat64", "RFC 6052", Use.ALIAS, ((12, 0),)),
-    # How long the operator's own prefix is only he knows; read as the usual /96.
+    # How long an operator's own prefix is nobody else knows; read as the usual /96.
     Range("64:ff9b:1::/48", "nat64-local", "RFC 8215", inside=((12, 0),)),
     Range("100::/64", "discard", "RFC 6666"),
     Range("100:0:0:1::/64", "dummy", "RFC 9780"),
@@ -171,7 +171,7 @@ class Judge:
         self._everywhere: set[tuple[int, int]] = set()  # (octets of the family, port)
         ipv4_ports = {port for host, port in listeners if ":" not in host}
         for host, port in listeners:
-            for packed in read(host).spellings:
+            for packed in reading_of(host).spellings:
                 if any(packed):
                     self._own.add((packed, port))
                     continue
@@ -186,7 +186,7 @@ class Judge:
         """Raises RuleDenied, with the range in its reason, if ``client_host`` may not
         reach ``host``, NotJudged (which is one) where that cannot be told now. Both are IP
         literals; IPv6 ones may carry a scope."""
-        reading = read(host)
+        reading = reading_of(host)
         if reading.family not in self._families:
             raise RuleDenied(
                 f"{host}: its family is not used (--prefer, -b)", Reply.ADDRESS_NOT_SUPPORTED
@@ -288,7 +288,7 @@ def is_loopback(host: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def read(host: str) -> Reading:
+def reading_of(host: str) -> Reading:
     """What an IP literal is. Raises RuleDenied for anything else: what cannot be read
     cannot be judged."""
     packed = packed_address(host)

@@ -1,7 +1,7 @@
 """Who is the client? Users and passwords as configured.
 
     choose_method   which of the offered methods the client has to use
-    Users           judges what he claims then: passwords given directly and those of
+    Users           judges what it claims then: passwords given directly and those of
                     a users file, which are hashed, so that a check takes long
 
 SOCKS authenticates every connection, a browser's dozens a page. So a password that
@@ -95,7 +95,7 @@ class Users:
         self._version: users_file.Version | None = None  # None: it could not be read
         self._complaint = ""  # the last, which is told once
         self._next_look = clock() + LOOK_EVERY
-        # user -> (keyed hash of his right password, until when it is believed)
+        # user -> (keyed hash of the right password, until when it is believed)
         self._proven: dict[bytes, tuple[bytes, float]] = {}
         self._key = os.urandom(32)
         # keyed hash of a claim -> the answer that those who claim it wait for
@@ -204,8 +204,9 @@ class Users:
 
     def _decoy(self, user: bytes) -> str | None:
         """Whose hash is checked for a user that the file lacks: always one of the same cost for
-        him, and of each cost for as many as among the file's own users, so that how long it takes
-        says nothing of him. A user more or less changes that for few, as they are in order."""
+        the same name, and of each cost for as many as among the file's own users, so that how
+        long it takes says nothing. A user more or less changes that for few, as the hashes are
+        in order."""
         if not self._decoys:
             return None
         digest = hashlib.blake2b(user, key=self._key, digest_size=8, person=b"decoy").digest()

@@ -45,6 +45,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 """least and most of each; None, where a setting may be that, is up to the machine"""
 
+_ENGINE = Settings()
+
 Listener = tuple[str, int]
 
 
@@ -66,22 +68,22 @@ class Config:
     bind_anyone: bool = False
     bind_timeout: float = 180.0
     udp: bool = True
-    udp_ports: tuple[int, int] | None = None
+    udp_ports: tuple[int, int] | None = _ENGINE.udp_ports
     udp_address: str | None = None
-    udp_full_cone: bool = False
-    udp_timeout: float = 300.0
+    udp_full_cone: bool = _ENGINE.udp_full_cone
+    udp_timeout: float = _ENGINE.udp_timeout
     udp_per_client: int = 64
     open: bool = False
     engine: str = "auto"
-    relay: str = "auto"
-    relay_threads: int = 1
-    io_uring: bool = True
-    pipe_size: int = 1 << 20
+    relay: str = _ENGINE.relay
+    relay_threads: int = _ENGINE.relay_threads
+    io_uring: bool = _ENGINE.io_uring
+    pipe_size: int = _ENGINE.pipe_size
     max_pipes: int | None = None
-    handshake_timeout: float = 10.0
+    handshake_timeout: float = _ENGINE.handshake_timeout
     connect_timeout: float = 10.0
-    idle_timeout: float = 300.0
-    half_closed_timeout: float = 60.0
+    idle_timeout: float = _ENGINE.idle_timeout
+    half_closed_timeout: float = _ENGINE.half_closed_timeout
     grace: float = 10.0
     max_sessions: int | None = None
     ident: Sequence[str] = ()

@@ -44,6 +44,20 @@ CONTROL_KEEPALIVE = (60, 20, 3)
 # when what waited has been read.
 SECOND_LOOK = 0.01
 
+# What an engine counts of datagrams; see Engine.counters().
+UDP_COUNTERS = (
+    "datagrams_up",
+    "datagrams_down",
+    "udp_dropped_source",
+    "udp_dropped_malformed",
+    "udp_dropped_fragment",
+    "udp_dropped_denied",
+    "udp_dropped_stranger",
+    "udp_dropped_full",
+    "udp_dropped_failed",
+    "udp_gso_sends",
+)
+
 # Datagrams to new destinations that are judged in one turn, each in some 40 us of the loop: one
 # client may have 2,048 that wait, and others shake hands meanwhile.
 QUESTIONS_PER_TURN = 32
@@ -87,8 +101,8 @@ class Settings:
     """for sessions that last or stream; others, and with 0 all, are relayed on the event
     loop's thread"""
     io_uring: bool = True
-    """relay threads read and send many short messages with one system call each, where the
-    kernel has io_uring"""
+    """many short messages are read by one system call and sent by another, where the kernel has
+    io_uring"""
     pipe_size: int = 1 << 20
     """octets asked for per pipe; the kernel may grant less"""
     max_pipes: int = 64

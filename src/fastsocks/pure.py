@@ -69,7 +69,7 @@ class Engine:
         self.conns: set[Conn] = set()
         self.relays: dict[int, Pair] = {}
         self.associations: dict[int, pure_udp.Association] = {}
-        self.udp = dict.fromkeys(pure_udp.COUNTERS, 0)
+        self.udp = dict.fromkeys(("udp_associations", *contract.UDP_COUNTERS), 0)
         self.own_ports = pure_udp.OwnPorts(loop.time)
         self.questions = pure_udp.Questions(loop)
         self.copied = 0

@@ -46,20 +46,6 @@ DENIED_FOR = 1.0  # seconds, after an error in on_ask
 WAITING = 1.0
 BUFFER = 1 << 19  # as asked for; a burst overruns the default
 
-COUNTERS = (
-    "udp_associations",
-    "datagrams_up",
-    "datagrams_down",
-    "udp_dropped_source",
-    "udp_dropped_malformed",
-    "udp_dropped_fragment",
-    "udp_dropped_denied",
-    "udp_dropped_stranger",
-    "udp_dropped_full",
-    "udp_dropped_failed",
-    "udp_gso_sends",
-)
-
 Key = tuple[int, bytes, int]  # a destination as it stands in a header: ATYP, address, port
 
 

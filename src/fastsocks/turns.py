@@ -22,7 +22,7 @@ Job = TypeVar("Job")
 
 # A client may have as many places as are free, a site this many times as many as are free
 # beside the last one, which is for a site that has none.
-SITE = 3
+SITE_SHARE = 3
 
 
 class Turns(Generic[Job]):
@@ -126,7 +126,7 @@ class Shares:
     def allow_site(self, site: str, free: int) -> bool:
         """The last one is for a site that has none."""
         has = self._sites[site]
-        return not has or has < SITE * (free - 1)
+        return not has or has < SITE_SHARE * (free - 1)
 
     def add(self, client: str, site: str, number: int) -> None:
         self.total += number

@@ -27,6 +27,7 @@ ALONE = {
     ("engine", "how", "batched"),
     [
         ("native", "auto", True),
+        ("native", "inline", True),
         ("native", "off", False),
         ("native", "denied", False),
         ("python", "auto", False),

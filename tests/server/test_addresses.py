@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsocks import addresses
-from fastsocks.addresses import TABLE, Judge, Use, read
+from fastsocks.addresses import TABLE, Judge, Use, reading_of
 from support.denials import LOCAL, STRANGER, denied
 
 # The registries as they are published, written down a second time and otherwise than in
@@ -139,7 +139,7 @@ ANYWHERE = st.one_of(
 def test_the_narrowest_row_decides(address):
     """Found by index and mask as it is by trying all of them."""
     expected = row_of(str(address))
-    reading = read(str(address))
+    reading = reading_of(str(address))
     assert reading.spellings[0] == address.packed
     if expected is None or expected.use is Use.ALIAS:
         assert all(octets != address.packed for _, octets in reading.ranges)
@@ -382,5 +382,5 @@ def test_a_network_that_begins_in_its_middle_is_told_where_it_begins(entry, mean
 
 def test_strangers_do_not_grow_the_memory():
     for number in range(20_000):
-        read(f"8.{number >> 8}.{number & 255}.1")
-    assert read.cache_info().currsize <= 4096
+        reading_of(f"8.{number >> 8}.{number & 255}.1")
+    assert reading_of.cache_info().currsize <= 4096

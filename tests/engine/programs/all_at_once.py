@@ -2,9 +2,10 @@
 # that each time all of it is there at once when it goes on. Prints as JSON what the other ends
 # got, by what the first ones did, and then the engine's counters.
 #
-#     all_at_once.py ENGINE auto|off|denied
+#     all_at_once.py ENGINE auto|inline|off|denied
 #
-# off: told to do without io_uring; denied: where the kernel refuses it, as in most containers.
+# inline: on the loop's thread; off: told to do without io_uring; denied: where the kernel
+# refuses it, as in most containers.
 
 from __future__ import annotations
 
@@ -173,8 +174,8 @@ def drive(sessions: list[Session], proxy: int) -> None:
     print(json.dumps({kind: sorted(found) for kind, found in outcomes.items()}), flush=True)
 
 
-async def relay(name: str, sessions: list[Session], io_uring: bool, driver: int) -> None:
-    settings = contract.Settings(io_uring=io_uring)
+async def relay(name: str, sessions: list[Session], how: str, driver: int) -> None:
+    settings = contract.Settings(io_uring=how != "off", relay_threads=int(how != "inline"))
     loop = asyncio.get_running_loop()
     engine = contract.choose(name, loop, settings, lambda ended: None)
     for session in sessions:
@@ -214,7 +215,7 @@ def main() -> None:
     for session in sessions:
         session.client.close()
         session.remote.close()
-    asyncio.run(relay(engine, sessions, how != "off", driver))
+    asyncio.run(relay(engine, sessions, how, driver))
 
 
 main()
