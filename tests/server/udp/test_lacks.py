@@ -31,7 +31,7 @@ def kernel(monkeypatch, not_on_loopback):
     monkeypatch.setattr(routes, "leads_here", kernel.leads_here)
     monkeypatch.setattr(routes, "FRESH", 0.0)
     monkeypatch.setattr(addresses, "INDEX", {})
-    monkeypatch.setattr(addresses, "read", addresses.read.__wrapped__)
+    monkeypatch.setattr(addresses, "reading_of", addresses.reading_of.__wrapped__)
     return kernel
 
 
