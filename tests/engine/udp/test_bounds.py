@@ -224,7 +224,10 @@ async def test_a_flood_on_one_leaves_the_others_their_answers(make_place, payloa
                 flooder.send(block, drain.address)
         for client in others:
             assert await client.ping(target) == b"ping"
-    assert await flooder.ping(target) == b"ping"
+    async with asyncio.timeout(PATIENCE):
+        while target.is_silent():  # its own queue may be full of the flood for a while
+            flooder.send(b"ping", target.address)
+            await asyncio.sleep(0.001)
     assert not place.rig.ends
 
 
