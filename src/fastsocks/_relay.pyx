@@ -680,11 +680,12 @@ cdef void relay_messages(Relay *relay) noexcept nogil:
     while pair != NULL:
         count = 0
         while pair != NULL and count <= RING_CALLS - 2:
-            for d in range(2):
-                if load_u32(&pair.state) == LIVE and dir_has_message(pair, d):
-                    messages[count].pair = pair
-                    messages[count].d = d
-                    count += 1
+            if load_u32(&pair.state) == LIVE:
+                for d in range(2):
+                    if dir_has_message(pair, d):
+                        messages[count].pair = pair
+                        messages[count].d = d
+                        count += 1
             pair = pair.next
         if count >= MESSAGES_LEAST:
             messages_move(relay, messages, count)

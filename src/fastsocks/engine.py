@@ -121,8 +121,10 @@ class Settings:
         two hours, so shorter timeouts leave nothing to ask, and no timer to set for
         each connection."""
         limits = (
-            *(self.handshake_timeout, self.idle_timeout),
-            *(self.half_closed_timeout, self.udp_timeout),
+            self.handshake_timeout,
+            self.idle_timeout,
+            self.half_closed_timeout,
+            self.udp_timeout,
         )
         return not all(0 < limit < KEEPALIVE_AFTER for limit in limits)
 

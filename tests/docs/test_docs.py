@@ -1,5 +1,5 @@
-# Shows that the documentation is true: every command in it runs, every flag and every setting
-# is in it, and what starts the program in a container or as a service uses flags that it has.
+# Shows that the documentation is true: every command in it runs, and every flag and every
+# setting is in it.
 #
 # The word behind ``` says how a block is tried:
 #
@@ -20,13 +20,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.server
-import json
 import os
 import re
 import shlex
 import signal
-import socket
-import socketserver
 import subprocess
 import sys
 import threading
@@ -38,6 +35,7 @@ from typing import NamedTuple
 import pytest
 
 from fastsocks.config import Config
+from support.commands import LISTENING, PATIENCE, here, running, start
 from support.namespaces import bare_network, own_network
 from support.programs import first_line, missing, need, plain_environment
 
@@ -45,8 +43,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
-PATIENCE = 30
-LISTENING = "fastsocks listening on"
 SYSCTL = re.compile(r"sysctl -w ([\w.-]+)=('?)([\w ]+)\2")
 # Not of a network: to try them would change the machine that the tests run on.
 OF_THE_MACHINE = {"fs.pipe-user-pages-soft", "net.core.rmem_max", "net.core.wmem_max"}
@@ -57,13 +53,6 @@ with socket.create_connection(("127.0.0.1", 1080), 30) as client:
     print(client.recv(2).hex())
 """
 
-# What the pages say about a reader's machine, and what it is here.
-ELSEWHERE = (
-    ("fastsocks  ", "fastsocks --listen 127.0.0.1:$PORT  "),  # without flags
-    ("192.0.2.1", "127.0.0.1"),
-    ("1080", "$PORT"),
-    ("1081", "0"),
-)
 PAGE = b"a page"
 
 
@@ -105,63 +94,6 @@ def settings_of_a_network() -> list[str]:
         for line in "".join(texts).splitlines()
         if not any(name in line for name in OF_THE_MACHINE)
     ]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-def start(kind: str, text: str, where: Path, **environment: str) -> subprocess.Popen[str]:
-    program = [sys.executable] if kind.startswith("python") else ["sh", "-e"]
-    (where / "block").write_text(text)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"PATH": path, "PORT": str(free_port()), **environment}
-    return subprocess.Popen(
-        [*program, "block"],
-        cwd=where,
-        env={**os.environ, **settings},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that what a shell has started is stopped with it
-    )
-
-
-@contextlib.contextmanager
-def running(kind: str, text: str, where: Path, **environment: str) -> Iterator[str]:
-    """What it has said by the time that it listens, or has ended well."""
-    process = start(kind, text, where, **environment)
-    hurry = threading.Timer(2 * PATIENCE, process.kill)  # else a silent one is waited for
-    hurry.start()
-    try:
-        said = ""
-        while line := process.stdout.readline():
-            said += line
-            if line.startswith(LISTENING):
-                break
-        else:
-            assert process.wait(PATIENCE) == 0, said
-        yield said
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            said += process.stdout.read()
-            # A shell with several commands dies by the signal, fastsocks says that it stops.
-            assert process.wait(PATIENCE) in (0, -signal.SIGTERM), said
-        assert "Traceback" not in said
-    finally:
-        hurry.cancel()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(PATIENCE)
-        process.stdout.close()
-
-
-def here(text: str) -> str:
-    for theirs, ours in ELSEWHERE:
-        text = text.replace(theirs, ours)
-    return text
 
 
 @pytest.mark.parametrize("block", of("sh test", "python test"))
@@ -333,107 +265,6 @@ def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w -]", "", heading.lower()) for heading in headings)
     return {heading.replace(" ", "-") for heading in plain}
-
-
-# -- where others start it ---------------------------------------------------
-
-
-class Answering(socketserver.BaseRequestHandler):
-    """As a web server answers what is not HTTP."""
-
-    def handle(self) -> None:
-        self.request.recv(100)
-        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-
-def stages() -> list[list[str]]:
-    """The instructions of each stage of the Dockerfile."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
-    instructions = text.replace("\\\n", " ").split("\nFROM ")
-    return [f"FROM {stage}".splitlines() for stage in instructions[1:]]
-
-
-def instruction(pattern: str) -> str:
-    """What stands in the one instruction of the last stage that the pattern matches."""
-    [found] = [match for line in stages()[-1] if (match := re.fullmatch(pattern, line))]
-    return found[1]
-
-
-def probe_of(port: int) -> list[str]:
-    python, *arguments = json.loads(instruction(r"HEALTHCHECK .* CMD (\[.*\])"))
-    assert python == "python"
-    return [sys.executable, *(argument.replace("1080", str(port)) for argument in arguments)]
-
-
-def test_the_container_has_no_compiler_and_is_not_root():
-    build, final = stages()
-    name = re.fullmatch(r"FROM \S+ AS (\w+)", build[0])[1]
-    assert instruction(rf"COPY --from={name} (\S+) \1")
-    assert not [line for line in final if line.startswith("RUN")]
-    # A number, of which Kubernetes can see that it is not root's.
-    assert int(instruction(r"USER (\d+):[1-9]\d*")) > 0
-
-
-def test_the_container_is_built_of_all_that_pip_reads():
-    assert "COPY . ." in stages()[0]
-    patterns = (ROOT / ".dockerignore").read_text("utf-8").split()
-    assert not [line for line in patterns if set(line) & set("!?[\\#")], "cannot be checked"
-    globs = "|".join(
-        re.escape(line).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*") for line in patterns
-    )
-    ignored = re.compile(rf"(?:{globs})(?:/.*)?")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    read = ["pyproject.toml", "setup.py", project["readme"], *project["license-files"]]
-    kinds = {".py", ".pyi", ".pyx", ".pxd", ".h", ".typed"}
-    sources = [path for path in (ROOT / "src" / "fastsocks").rglob("*") if path.suffix in kinds]
-    assert {path.suffix for path in sources} == kinds
-    read += [path.relative_to(ROOT).as_posix() for path in sources]
-    assert [path for path in read if ignored.fullmatch(path)] == []
-    # What was built here is for another machine.
-    for built in ("src/fastsocks/_udp.c", "src/fastsocks/_udp.cpython-314.so", ".venv/bin/python"):
-        assert ignored.fullmatch(built)
-
-
-def test_the_container_is_found_ill(refused_port):
-    """Where nobody listens, and where somebody else does."""
-    with socketserver.TCPServer(("127.0.0.1", 0), Answering) as other:
-        thread = threading.Thread(target=other.serve_forever)
-        thread.start()
-        try:
-            for port in (refused_port, other.server_address[1]):
-                probed = subprocess.run(probe_of(port), capture_output=True, timeout=PATIENCE)
-                assert probed.returncode == 1, probed.stderr
-        finally:
-            other.shutdown()
-            thread.join()
-
-
-def test_the_container_serves_and_is_found_healthy(tmp_path):
-    entry = json.loads(instruction(r"ENTRYPOINT (\[.*\])"))
-    flags = json.loads(
-        re.search(r"command: (\[.*\])", (ROOT / "compose.yaml").read_text("utf-8"))[1]
-    )
-    port = str(free_port())
-    command = shlex.join([*entry, *flags]).replace("1080", port)
-    with running("sh", f"exec {command}", tmp_path, FASTSOCKS_PASSWORD="secret") as said:
-        assert said.startswith(f"{LISTENING} 0.0.0.0:{port} ")
-        subprocess.run(probe_of(int(port)), check=True, timeout=PATIENCE)
-
-
-def test_the_unit_has_flags_that_serve(tmp_path):
-    unit = (ROOT / "contrib" / "fastsocks.service").read_text("utf-8")
-    flags = re.search(r"^#\s+FLAGS=(.*)$", unit, re.MULTILINE)[1]
-    users = tmp_path / "users"
-    subprocess.run(
-        [sys.executable, "-m", "fastsocks", "passwd", str(users), "me"],
-        input=b"a long password\n",
-        capture_output=True,
-        check=True,
-        timeout=PATIENCE,
-    )
-    flags = here(flags).replace("/run/credentials/fastsocks.service/users", str(users))
-    with running("sh", f"exec fastsocks {flags}", tmp_path) as said:
-        assert LISTENING in said
 
 
 @pytest.fixture
